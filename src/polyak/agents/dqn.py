@@ -1,0 +1,135 @@
+"""DQN: deep Q-learning. Mnih et al. (2013), arXiv 1312.5602; Mnih et al. (2015), Nature 518.
+Double DQN: van Hasselt, Guez & Silver (2016), arXiv 1509.06461.
+
+A network Q_θ fits Bellman's optimality equation on transitions replayed at random; its targets come from an older copy θ′:
+
+    y = r + γ (1 − terminated) max_a′ Q_θ′(s′, a′)                                            (1)
+    y = r + γ (1 − terminated) Q_θ′(s′, argmax_a′ Q_θ(s′, a′))         where `double`         (2)
+    θ ← θ − lr ∇ E[ ℓ(Q_θ(s, a) − y) ],   ℓ(δ) = ½ δ² for |δ| ≤ 1, else |δ| − ½   (Huber)      (3)
+    θ′ ← τ θ + (1 − τ) θ′     every `target_update_interval` steps; τ = 1 copies              (4)
+    a  = argmax_a Q_θ(s, a), or any action with probability ε                                 (5)
+
+Differs from the papers: Adam instead of RMSProp; the error may be squared instead of Huber's (`loss`).
+
+Takes: any observations; actions Discrete, masked or not.
+"""
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from polyak import nets
+from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, leading, require
+from polyak.dists import mask_of
+from polyak.explore import epsilon_greedy, uniform
+from polyak.optim import Linear, Schedule, adam, descend, now, polyak
+from polyak.replay import check_rhythm, replay_update, ring
+from polyak.returns import td_target
+from polyak.spaces import Discrete, describe
+
+_NETWORK = nets.MLP((64, 64), "relu", "uniform")
+
+
+class State(NamedTuple):
+    Q: nets.Value  # θ: observation ↦ one value per action
+    Q_target: nets.Value  # θ′
+    opt: Any  # Adam's moments
+    replay: Any  # transitions, for the whole run
+    steps: Counter  # environment steps so far
+
+
+@hyper
+class DQN:
+    # objective
+    gamma: float | Schedule = 0.99  # discount γ per step
+    double: bool = False  # the online network chooses the action that the target network values
+    loss: Literal["huber", "squared"] = "huber"  # ℓ
+    # exploration
+    eps_start: float = 1.0  # ε at the first step
+    eps_end: float = 0.05  # ε after eps_steps
+    eps_steps: int = 100_000  # environment steps over which ε falls, in a straight line
+    # rhythm
+    rollout_length: int = 4  # environment steps per environment between updates
+    updates_per_step: Rhythm = 0.25  # gradient steps per environment step
+    batch_size: int = 32  # transitions per gradient step
+    buffer_size: int = 1_000_000  # transitions kept
+    learning_starts: int = 100  # environment steps before the first gradient step; actions are random until then
+    tau: float | Schedule = 1.0  # τ: 1 copies the network
+    target_update_interval: int = 10_000  # environment steps between target updates
+    lr: float | Schedule = 1e-4  # step size of Adam
+    max_grad_norm: float | Schedule | None = 10.0  # gradients are scaled down to this norm
+    adam_eps: float = 1e-8  # ε in Adam's denominator
+    # networks
+    network: Any = None  # sizes such as 256,256, or a network; none: 64,64 ReLU, and a CNN for images
+
+    on_policy: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        in_range(self, gamma=(0, 1), tau=(0, 1), eps_start=(0, 1), eps_end=(0, 1), lr=(0, jnp.inf), eps_steps=(1, 1 << 40))
+        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
+        in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24))
+        require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
+
+    def init(self, key: Array, spec: Spec) -> State:
+        takes = isinstance(spec.action, Discrete)
+        require(takes, f"DQN can't take actions {describe(spec.action)}: it takes Discrete; PPO and SAC take Box, PPO the others")
+        check_rhythm("DQN", self, spec.n_envs)
+        k_torso, k_head = jax.random.split(key)
+        torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)
+        Q = nets.Value.init(k_head, torso, spec.obs, spec.action.n, "uniform")
+        replay = ring(spec, self.buffer_size, self.rollout_length)
+        return State(Q, Q, self._rule().init(Q), replay, Counter.of(0))
+
+    def memory(self, spec: Spec) -> tuple[()]:
+        return ()
+
+    def act(self, state: State, obs: Any, key: Array, memory: Any, *, explore: bool) -> tuple[Any, Any]:
+        greedy = jnp.argmax(_allowed(state.Q(obs), obs), axis=-1).astype(jnp.int32)
+        if not explore:
+            return greedy, memory
+        k_uniform, k_choice = jax.random.split(key)
+        n, n_actions = greedy.shape[0], state.Q.head.W.shape[-1]
+        random = uniform(k_uniform, Discrete(n_actions), n, mask_of(obs))
+        return epsilon_greedy(k_choice, greedy, random, self._epsilon(state)), memory  # (5)
+
+    def update(self, state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
+        self = now(self, state.steps)
+        T, N = leading(rollout.steps, 2)
+        due = state.steps.crossed(T * N, self.target_update_interval)
+        Q_target = lax.cond(due, lambda s: polyak(s.Q_target, s.Q, self.tau), lambda s: s.Q_target, state)  # (4)
+        state, metrics = replay_update(self, state._replace(Q_target=Q_target), rollout, key)
+        return state, metrics | {"rollout/exploration_rate": self._epsilon(state)}
+
+    def learn(self, state: State, batch: Transition, key: Array) -> tuple[State, Metrics]:
+        """One gradient step on a batch of transitions."""
+        Q_next = _allowed(state.Q_target(batch.next_obs), batch.next_obs)
+        best = _allowed(state.Q(batch.next_obs), batch.next_obs) if self.double else Q_next
+        V_next = jnp.take_along_axis(Q_next, jnp.argmax(best, axis=-1)[:, None], axis=-1)[:, 0]
+        y = td_target(self.gamma, batch.reward, batch.terminated, V_next)  # (1) (2)
+
+        def loss(Q: nets.Value) -> tuple[Array, Array]:
+            Q_sa = jnp.take_along_axis(Q(batch.obs), batch.action[:, None], axis=-1)[:, 0]
+            delta = Q_sa - y
+            error = optax.losses.huber_loss(delta) if self.loss == "huber" else 0.5 * delta**2
+            return error.mean(), Q_sa.mean()
+
+        (value, Q_mean), grads = jax.value_and_grad(loss, has_aux=True)(state.Q)
+        Q, opt = descend(self._rule(), self.lr, grads, state.opt, state.Q)  # (3)
+        return state._replace(Q=Q, opt=opt), {"train/loss": value, "train/q_mean": Q_mean}
+
+    def _epsilon(self, state: State) -> Array:
+        """ε at this point of the run; 1 before learning starts."""
+        falling = Linear(self.eps_start, self.eps_end, steps=float(self.eps_steps))(state.steps.float())
+        return jnp.where(state.steps.at_least(self.learning_starts), falling, 1.0)
+
+    def _rule(self) -> Any:
+        return adam(self.max_grad_norm, self.adam_eps)
+
+
+def _allowed(Q: Array, obs: Any) -> Array:
+    """Values with −1e9 where the observation's mask forbids the action."""
+    mask = mask_of(obs)
+    return Q if mask is None else jnp.where(mask > 0, Q, -1e9)
