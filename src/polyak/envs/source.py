@@ -1,0 +1,436 @@
+"""From what a user names to environments that can be stepped; heavy packages are imported where they are needed.
+
+    "CartPole-v1"      Gymnasium's registry            "ale:Pong"     Atari with the preprocessing of 2013
+    "jax:CartPole-v1"  our compiled worlds             "envpool:X"    EnvPool
+    an instance, a factory (of single environments or of vectors), a Gymnasium vector env, or a JAX world
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from polyak.errors import PolyakError, nearest
+from polyak.spaces import Space, agent_action_space, describe
+
+if TYPE_CHECKING:
+    from polyak.envs.foreign import ForeignVector
+    from polyak.envs.host import HostVector
+
+# The extra that holds each package.
+_EXTRAS = {"mujoco": "mujoco", "ale_py": "atari", "box2d": "box2d", "envpool": "envpool", "pygame": "video"}
+_ALE_IDS = re.compile(r"^ALE/|NoFrameskip-v|Deterministic-v")
+_LATER = ("gymnax", "brax")
+_DEADLINE_S = 60.0
+
+Make = Callable[..., Any]
+
+
+class Source:
+    """Where environments come from: `vector` makes as many as a run needs, each time it is asked.
+
+    Attributes:
+        id: the name that a user gave, or one made from the class.
+        kind: "jax" (compiled: `world` is set) or "host" (`vector` makes them).
+        obs_space, action_space: as the agent sees them; a bounded Box of actions is Box(−1, 1).
+        kwargs: what the environments are made with.
+        world: the JAX world of kind "jax", else None.
+        frames: k where an observation is k frames stacked on the last axis, else 0.
+        n_envs: the only number of environments that this source has (1 for an instance), None for any number.
+        evaluates: whether it can make environments for evaluation besides those for training.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        spaces: tuple[Space, Space],
+        *,
+        world: Any = None,
+        train: "Callable[[int, int], HostVector | ForeignVector] | None" = None,
+        evaluation: "Callable[[int, int], HostVector | ForeignVector] | None" = None,
+        video: Callable[[str], Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        frames: int = 0,
+        n_envs: int | None = None,
+    ) -> None:
+        self.id, self.kind, self.world = id, "host" if world is None else "jax", world
+        self.obs_space, self.action_space = spaces
+        self.kwargs, self.frames, self.n_envs = dict(kwargs or {}), frames, n_envs
+        self.evaluates = world is not None or evaluation is not None
+        self._train, self._evaluation, self._video = train, evaluation, video
+
+    def vector(self, n_envs: int, seed: int, stream: str = "train") -> "HostVector | ForeignVector":
+        """`n_envs` environments with the episodes of (seed, stream); stream is "train" or "eval".
+
+        Errors:
+            PolyakError: there is only another number of them, or none for evaluation (with what to do).
+        """
+        if self.kind == "jax":
+            raise PolyakError(f"{self.id} is compiled: use envs.vector.Vector(source.world, n_envs)")
+        if stream == "train":
+            _refuse_count(self, n_envs)
+            assert self._train is not None
+            return self._train(n_envs, seed)
+        if self._evaluation is None:
+            raise PolyakError(
+                f"{self.id} exists once and cannot be made again, so evaluating it would disturb its training; pass a "
+                "factory (`lambda: MyEnv()`) or a registered id, or switch evaluation off"
+            )
+        return self._evaluation(n_envs, seed)
+
+    def video_env(self, mode: str = "rgb_array") -> Any:
+        """A single environment that renders in this mode ("rgb_array" or "human"), or None where there is none."""
+        return None if self._video is None else self._video(mode)
+
+    def video(self, seed: int, mode: str = "rgb_array") -> "HostVector | None":
+        """A vector of one environment of the evaluation stream that renders; None where the source cannot.
+
+        `vector.render()` gives the frame after `reset` or `step`: [H, W, 3] uint8, or None in a window.
+        """
+        from polyak.envs.host import HostVector, Tier
+
+        env = self.video_env(mode)
+        if env is None:
+            return None
+        options: dict[str, Any] = {"name": self.id, "kwargs": self.kwargs, "frames": self.frames}
+        return HostVector(lambda: env, 1, seed, "eval", tier=Tier(3, "not proved"), **options)
+
+    def describe(self) -> str:
+        """One line: id, kind and spaces."""
+        kind = "compiled" if self.kind == "jax" else "host"
+        return f"{self.id} ({kind}; observation {describe(self.obs_space)}, action {describe(self.action_space)})"
+
+    def __repr__(self) -> str:
+        return f"<Source {self.describe()}>"
+
+
+def resolve(
+    env: Any,
+    *,
+    env_kwargs: Mapping[str, Any] | None = None,
+    allow_import: Sequence[str] = (),
+    n_envs: int | None = None,
+    deadline: float = _DEADLINE_S,
+) -> Source:
+    """What `env` names, ready to make environments.
+
+    Args:
+        env: see the module's list.
+        env_kwargs: passed on when the environments are made.
+        allow_import: packages to import first, which register environments of their own. Importing runs their code,
+            so the names come from the user's own command line or call, never from a file.
+        n_envs: how many the run wants, to refuse what exists only in another number.
+        deadline: seconds that one call into an environment may take; 0 for ever.
+
+    Errors:
+        PolyakError: unknown (with the nearest name), not installed (with the command), or not a usable environment.
+    """
+    for package in allow_import:
+        _import_named(package)
+    kwargs = dict(env_kwargs or {})
+    source = _named(env, kwargs, deadline) if isinstance(env, str) else _given(env, kwargs, deadline)
+    if n_envs is not None:
+        _refuse_count(source, n_envs)
+    return source
+
+
+def _refuse_count(source: Source, n_envs: int) -> None:
+    if source.n_envs is None or n_envs == source.n_envs:
+        return
+    what = "one environment" if source.n_envs == 1 else f"a vector of {source.n_envs} environments"
+    raise PolyakError(
+        f"{source.id} is {what}, so n_envs must be {source.n_envs}, not {n_envs}; pass a factory "
+        "(`lambda: MyEnv()`) or an id for any number"
+    )
+
+
+def _import_named(package: str) -> None:
+    import importlib
+
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", package):
+        raise PolyakError(f"--allow-import takes the name of a package, not {package!r}")
+    try:
+        importlib.import_module(package)
+    except ImportError as error:
+        raise PolyakError(f"--allow-import {package}: {_line(error)}; is it installed here?") from error
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _need(package: str, name: str) -> None:
+    """Imports an optional package, or says how to install it."""
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise PolyakError(f'{name} needs {package}, which is not installed: pip install "polyak[{_EXTRAS[package]}]"')
+
+
+def _gymnasium(name: str) -> Any:
+    try:
+        import gymnasium
+    except ImportError as error:
+        raise PolyakError(f"{name} needs gymnasium, which is not installed: pip install gymnasium") from error
+    return gymnasium
+
+
+# ---- names
+
+
+def _named(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
+    prefix, colon, rest = name.partition(":")
+    if not colon:
+        return _registered(name, kwargs, deadline)
+    known = {"jax": _compiled, "ale": _atari, "envpool": _envpool}
+    if prefix in known:
+        return known[prefix](rest, kwargs, deadline)
+    if prefix in _LATER:
+        raise PolyakError(f"{name}: {prefix} environments are not part of this version; see `polyak list`")
+    raise PolyakError(
+        f"{name!r} is no id: an id never imports a module; use `--allow-import {prefix.split('.')[0]}` with the id "
+        f"{rest!r}, or one of the prefixes jax:, ale:, envpool:{nearest(prefix, known)}"
+    )
+
+
+def _compiled(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
+    from polyak.envs.classic import WORLDS
+
+    if name not in WORLDS:
+        known = ", ".join(sorted(WORLDS))
+        raise PolyakError(f"there is no compiled world jax:{name}{nearest(name, WORLDS)} (there are {known})")
+    try:
+        world = WORLDS[name](**kwargs)
+    except TypeError as error:
+        raise PolyakError(f"jax:{name} cannot be made with {kwargs}: {error}") from error
+    return _world(f"jax:{name}", world, kwargs)
+
+
+def _world(id: str, world: Any, kwargs: dict[str, Any]) -> Source:
+    return Source(id, (world.obs_space, agent_action_space(world.action_space)), world=world, kwargs=kwargs)
+
+
+def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
+    gym = _gymnasium(name)
+    if _ALE_IDS.search(name):
+        _need("ale_py", name)
+        import ale_py
+
+        gym.register_envs(ale_py)
+    try:
+        gym.spec(name)
+    except gym.error.Error as error:
+        raise PolyakError(
+            f"there is no environment {name!r} (one that another package registers needs `--allow-import PKG` with that "
+            f"package's name){nearest(name, gym.registry)}"
+        ) from error
+
+    def make(**mode: Any) -> Any:
+        return _made(lambda: gym.make(name, disable_env_checker=True, **{**kwargs, **mode}), name, kwargs)
+
+    return _singles(name, make, make, kwargs, deadline, video=_with_mode(make))
+
+
+def _atari(game: str, kwargs: dict[str, Any], deadline: float) -> Source:
+    name = f"ale:{game}"
+    _need("ale_py", name)
+    _gymnasium(name)
+    from polyak.envs.atari import Atari
+
+    def make(**mode: Any) -> Any:
+        return _made(lambda: Atari(game, **{**kwargs, **mode}), name, kwargs)
+
+    def make_eval(**mode: Any) -> Any:
+        # Full games in raw points: a lost life does not end them, and no reward is clipped.
+        return make(life_loss=False, clip_rewards=False, **mode)
+
+    return _singles(name, make, make_eval, kwargs, deadline, video=_with_mode(make_eval))
+
+
+def _envpool(task: str, kwargs: dict[str, Any], deadline: float) -> Source:
+    name = f"envpool:{task}"
+    _need("envpool", name)
+    from polyak.envs.foreign import EnvPool, ForeignVector
+
+    def vector(n_envs: int, seed: int, stream: str) -> Any:
+        pool = _made(lambda: EnvPool(task, n_envs, seed, stream, kwargs), name, kwargs)
+        return ForeignVector(pool, seed, stream, name=name, deadline=deadline)
+
+    probe = vector(1, 0, "train")
+    probe.close()
+    return Source(
+        name,
+        (probe.obs_space, probe.action_space),
+        train=lambda n, seed: vector(n, seed, "train"),
+        evaluation=lambda n, seed: vector(n, seed, "eval"),
+        kwargs=kwargs,
+        frames=probe.frames,
+    )
+
+
+def _made(make: Callable[[], Any], name: str, kwargs: dict[str, Any]) -> Any:
+    """An environment, or a sentence for what stopped it: a missing package with its extra, wrong arguments, a crash."""
+    try:
+        return make()
+    except (ImportError, TypeError) as error:
+        raise PolyakError(f"{name} cannot be made with {kwargs}: {_line(error)}") from error
+    except PolyakError:
+        raise
+    except Exception as error:
+        text = str(error).lower()
+        missing = "not installed" in text or "no module" in text or type(error).__name__ == "DependencyNotInstalled"
+        extra = next((e for package, e in _EXTRAS.items() if package in text), None)
+        if missing and extra:
+            raise PolyakError(f'{name} needs a package that is not installed: pip install "polyak[{extra}]"') from error
+        raise PolyakError(f"{name} could not be made with {kwargs}: {_line(error)}") from error
+
+
+def _with_mode(make: Make) -> Callable[[str], Any]:
+    """A maker of rendering environments; None for those that do not render in the mode."""
+
+    def video(mode: str) -> Any:
+        try:
+            return make(render_mode=mode)
+        except PolyakError:
+            return None
+
+    return video
+
+
+# ---- objects
+
+
+def _given(env: Any, kwargs: dict[str, Any], deadline: float) -> Source:
+    if isinstance(env, type):
+        return _factory(env, kwargs, deadline)
+    if hasattr(env, "obs_space") and hasattr(env, "max_steps"):
+        return _world(type(env).__name__, env, kwargs)
+    if hasattr(env, "single_observation_space"):
+        return _vectors(env, None, deadline)
+    if hasattr(env, "step") and hasattr(env, "observation_space"):
+        return _instance(env, deadline)
+    if callable(env):
+        return _factory(env, kwargs, deadline)
+    raise PolyakError(
+        f"{type(env).__name__} is not an environment: pass an id, a Gymnasium environment or vector environment, a "
+        "factory of one, or a JAX world"
+    )
+
+
+def _name_of(env: Any) -> str:
+    spec = getattr(env, "spec", None)
+    return spec.id if spec is not None else type(getattr(env, "unwrapped", env)).__name__
+
+
+def _factory(factory: Make, kwargs: dict[str, Any], deadline: float) -> Source:
+    """A factory is called twice here, to know that it makes a new environment each time; both are used first."""
+    label = getattr(factory, "__name__", type(factory).__name__)
+    spares = [_made(lambda: factory(**kwargs), label, kwargs)]
+    first = spares[0]
+    if hasattr(first, "obs_space") and hasattr(first, "max_steps"):
+        return _world(type(first).__name__, first, kwargs)
+    spares.append(_made(lambda: factory(**kwargs), label, kwargs))
+    if spares[1] is first or getattr(spares[1], "unwrapped", 1) is getattr(first, "unwrapped", 2):
+        source = _given(first, {}, deadline)
+        source.id = f"{source.id} (from a factory that returned the same environment twice)"
+        return source
+
+    def make() -> Any:
+        return spares.pop(0) if spares else _made(lambda: factory(**kwargs), label, kwargs)
+
+    if hasattr(first, "single_observation_space"):
+        return _vectors(make(), make, deadline)
+    video = _rendering(factory, kwargs)
+    return _singles(_name_of(first), make, make, kwargs, deadline, video=video, probe=first)
+
+
+def _rendering(factory: Make, kwargs: dict[str, Any]) -> Callable[[str], Any]:
+    def video(mode: str) -> Any:
+        env = factory(**kwargs)
+        if getattr(env, "render_mode", None) == mode:
+            return env
+        env.close()
+        return None
+
+    return video
+
+
+def _instance(env: Any, deadline: float) -> Source:
+    gym = _gymnasium("an environment instance")
+    name, spec = _name_of(env), getattr(env, "spec", None)
+
+    def again(**mode: Any) -> Any:
+        return _made(lambda: gym.make(spec, disable_env_checker=True, **mode), name, {})
+
+    evaluation, video = (None, None) if spec is None else (again, _with_mode(again))
+    return _singles(name, lambda: env, evaluation, {}, deadline, video=video, probe=env, n_envs=1, owned=False)
+
+
+def _singles(
+    name: str,
+    make: Make,
+    make_eval: Make | None,
+    kwargs: dict[str, Any],
+    deadline: float,
+    *,
+    video: Callable[[str], Any] | None,
+    probe: Any = None,
+    n_envs: int | None = None,
+    owned: bool = True,
+) -> Source:
+    """A source of single environments for `HostVector`; without a probe, one is made to read the spaces."""
+    from polyak.envs.gymspaces import our_space
+    from polyak.envs.host import HostVector, Tier
+
+    env = make() if probe is None else probe
+    spaces = our_space(env.observation_space, name), our_space(env.action_space, name, action=True)
+    frames = getattr(getattr(env, "unwrapped", env), "polyak_frames", 0)
+    if probe is None:
+        env.close()
+    options: dict[str, Any] = {"name": name, "kwargs": kwargs, "frames": frames, "deadline": deadline}
+    proved: list[Tier] = []  # one proof serves all seeds of a run
+
+    def train(n: int, seed: int) -> HostVector:
+        tier = proved[0] if proved else None
+        vector = HostVector(make, n, seed, "train", tier=tier, owned=owned, **options)
+        proved[:] = [vector.exactness]
+        return vector
+
+    def evaluation(n: int, seed: int) -> HostVector:
+        assert make_eval is not None
+        # An evaluation starts at episode 0 and is never resumed half-way, so nothing needs proof.
+        return HostVector(make_eval, n, seed, "eval", tier=Tier(3, "not proved"), **options)
+
+    both = {"train": train, "evaluation": None if make_eval is None else evaluation}
+    return Source(name, spaces, **both, video=video, kwargs=kwargs, frames=frames, n_envs=n_envs)
+
+
+def _vectors(env: Any, make: Make | None, deadline: float) -> Source:
+    """A Gymnasium vector env, or a factory of them, whose first one is `env`."""
+    from polyak.envs.foreign import ForeignVector
+    from polyak.envs.host import HostVector, Tier
+
+    name = _name_of(env)
+    first = ForeignVector(env, 0, "train", name=name, deadline=deadline, owned=make is not None)
+    unused = [first]
+
+    def train(n: int, seed: int) -> ForeignVector:
+        if unused:
+            vector = unused.pop()
+            vector.seed = seed
+            return vector
+        if make is None:
+            # One instance serves one seed after another: each starts with its own reset.
+            return ForeignVector(env, seed, "train", name=name, deadline=deadline, owned=False)
+        return ForeignVector(make(), seed, "train", name=name, deadline=deadline)
+
+    def from_factory(n: int, seed: int) -> ForeignVector:
+        assert make is not None
+        return ForeignVector(make(), seed, "eval", name=name, deadline=deadline)
+
+    def from_parts(n: int, seed: int) -> HostVector:
+        one = env.unwrapped.env_fns[0]
+        return HostVector(one, n, seed, "eval", name=name, tier=Tier(3, "not proved"), deadline=deadline)
+
+    evaluation = from_factory if make is not None else from_parts if hasattr(env.unwrapped, "env_fns") else None
+    spaces = first.obs_space, first.action_space
+    return Source(name, spaces, train=train, evaluation=evaluation, frames=first.frames, n_envs=first.n_envs)
