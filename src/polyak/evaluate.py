@@ -1,0 +1,116 @@
+"""Evaluation: whole episodes with a fixed policy, on worlds of their own, from a fixed list of starts.
+
+Every episode of the list is played to its end, so that short ones are not over-represented, and the seeds of the list
+belong to a stream that training never uses.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from polyak.core import Agent, Spec, where
+from polyak.envs.vector import Vector
+from polyak.train import arrays_of
+
+STREAM = 0x65766131  # folded into a seed's key: evaluation shares no random number with training
+
+
+class Episodes(NamedTuple):
+    """What an evaluation brought, in the order of the list: raw, undiscounted returns."""
+
+    returns: np.ndarray  # [episodes] float64
+    lengths: np.ndarray  # [episodes] int
+    successes: np.ndarray  # [episodes], NaN where the environment says nothing of success
+
+
+class HostEvaluator:
+    """Evaluates on ordinary environments; they stay open between evaluations, and every evaluation starts them anew.
+
+    Args:
+        vector: worlds of the stream "eval" (see `envs.host.HostVector`).
+    """
+
+    def __init__(self, agent: Agent, spec: Spec, vector: Any) -> None:
+        self.agent, self.spec, self.vector = arrays_of(agent), spec, vector
+        self._act = jax.jit(functools.partial(_act, n=vector.n_envs), static_argnames=("explore", "spec"))
+
+    def __call__(self, agent_state: Any, episodes: int, *, deterministic: bool = True, seed: int = 0) -> Episodes:
+        obs = self.vector.reset()
+        self.vector.episodes()
+        key = jax.random.fold_in(jax.random.key(np.uint32(seed % (1 << 32))), STREAM)
+        started, memory = np.ones(self.vector.n_envs, bool), self.agent.memory(_of_size(self.spec, self.vector.n_envs))
+        done: dict[tuple[int, int], Any] = {}
+        wanted = {(i % self.vector.n_envs, i // self.vector.n_envs) for i in range(episodes)}
+        t = 0
+        while not wanted <= done.keys():
+            act = functools.partial(self._act, self.agent, agent_state, obs, key, np.int32(t), memory, started)
+            action, memory = act(explore=not deterministic, spec=self.spec)
+            out = self.vector.step(np.asarray(action))
+            obs, started, t = out.obs, out.terminated | out.truncated, t + 1
+            done |= {(e.env, e.episode): e for e in self.vector.episodes()}
+        played = [done[(i % self.vector.n_envs, i // self.vector.n_envs)] for i in range(episodes)]
+        return Episodes(
+            np.array([e.ret for e in played], np.float64),
+            np.array([e.length for e in played]),
+            np.array([e.success for e in played], np.float64),
+        )
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+def _of_size(spec: Spec, n: int) -> Spec:
+    return Spec(spec.obs, spec.action, n, spec.steps, spec.frames)
+
+
+def _act(
+    agent: Any, state: Any, obs: Any, key: Array, t: Array, memory: Any, started: Array, *, explore: bool, spec: Spec, n: int
+) -> Any:
+    fresh = agent.memory(_of_size(spec, n))
+    memory = where(started, fresh, memory) if jax.tree.leaves(fresh) else memory
+    return agent.act(state, obs, jax.random.fold_in(key, t), memory, explore=explore)
+
+
+class CompiledEvaluator:
+    """Evaluates on a JAX world: all episodes side by side in one compiled loop, each until its own end."""
+
+    def __init__(self, agent: Agent, spec: Spec, world: Any) -> None:
+        self.agent, self.spec, self.world = arrays_of(agent), spec, arrays_of(world)
+        self._run = jax.jit(_play, static_argnames=("spec", "episodes", "explore"))
+
+    def __call__(self, agent_state: Any, episodes: int, *, deterministic: bool = True, seed: int = 0) -> Episodes:
+        key = jax.random.fold_in(jax.random.key(np.uint32(seed % (1 << 32))), STREAM)
+        spec = _of_size(self.spec, episodes)
+        run = functools.partial(self._run, self.agent, agent_state, self.world, key)
+        returns, lengths = run(spec=spec, episodes=episodes, explore=not deterministic)
+        blank = np.full(episodes, np.nan)
+        return Episodes(np.asarray(returns, np.float64), np.asarray(lengths).astype(int), blank)
+
+    def close(self) -> None:
+        """Nothing outside of this process is held."""
+
+
+def _play(agent: Any, state: Any, world: Any, key: Array, *, spec: Spec, episodes: int, explore: bool) -> Any:
+    """(returns, lengths) of one episode in each of `episodes` worlds."""
+    vector = Vector(world, episodes)
+    k_reset, k_steps = jax.random.split(key)
+    worlds, obs = vector.reset(k_reset)
+
+    def unfinished(carry: Any) -> Array:
+        return jnp.isnan(carry[0]).any()
+
+    def step(carry: Any) -> Any:
+        returns, lengths, worlds, obs, memory, t = carry
+        k_act, k_world = jax.random.split(jax.random.fold_in(k_steps, t))
+        action, memory = agent.act(state, obs, k_act, memory, explore=explore)
+        worlds, obs, out = vector.step(worlds, action, k_world)
+        first = (out.terminated | out.truncated) & jnp.isnan(returns)
+        returns = jnp.where(first, out.episode_return, returns)
+        return returns, jnp.where(first, out.episode_length, lengths), worlds, obs, memory, t + 1
+
+    start = (jnp.full(episodes, jnp.nan), jnp.zeros(episodes, jnp.int32), worlds, obs, agent.memory(spec), jnp.int32(0))
+    return lax.while_loop(unfinished, step, start)[:2]

@@ -1,0 +1,10 @@
+"""Reports: one self-contained HTML page for a run or for a comparison of runs, and video files.
+
+Nothing here imports JAX or needs a network: the pages are read from the run folder, and the figures are drawn by us.
+"""
+
+from polyak.report.compare import compare
+from polyak.report.page import write
+from polyak.report.video import record
+
+__all__ = ["compare", "record", "write"]

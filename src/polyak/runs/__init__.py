@@ -1,0 +1,1 @@
+"""Run folders: what is on disk (`folder`, `disk`), checkpoints, metric sinks, the progress display."""

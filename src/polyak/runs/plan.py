@@ -1,0 +1,227 @@
+"""The plan of a run: everything that was decided before its first step, and nothing that changes after it.
+
+A plan is made from what a user asked for, checked as a whole before any file is written, and kept as config.json.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from polyak.core import Spec
+from polyak.envs import Source, resolve
+from polyak.envs.host import DEADLINE_S
+from polyak.errors import PolyakError
+from polyak.evaluate import CompiledEvaluator, HostEvaluator
+from polyak.normalise import Normalised
+from polyak.optim import resolve_schedules
+from polyak.runs.config import agent_from, agent_json, agent_of
+from polyak.spaces import Box
+from polyak.train import Compiled, Host, HostSteps, JaxSteps
+
+LOGS, EVALUATIONS = 100, 10  # rows and evaluations in a run, where the user names no frequency
+EVAL_EPISODES = 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does.
+
+    Attributes:
+        agent: with its schedules resolved to steps.
+        source: where the environments come from.
+        steps: the budget per seed, environment steps summed over the n_envs.
+        log_freq, eval_freq, save_freq: in environment steps; eval_freq 0: only at the end; save_freq None: by the clock.
+        crank: "compiled" or "host".   seeds_mode: "vmap" or "map", on the compiled crank.
+        preset: its name, or None;  preset_source: where its numbers come from.
+    """
+
+    agent: Any
+    source: Source
+    spec: Spec
+    steps: int
+    seeds: tuple[int, ...]
+    log_freq: int
+    eval_freq: int
+    eval_episodes: int
+    n_eval_envs: int
+    save_freq: int | None
+    crank: str
+    seeds_mode: str
+    preset: str | None
+    preset_source: str
+    preset_fields: dict[str, Any]
+
+    @property
+    def n_envs(self) -> int:
+        return self.spec.n_envs
+
+    @property
+    def iteration_steps(self) -> int:
+        """Environment steps of one iteration of one seed."""
+        return self.agent.rollout_length * self.n_envs
+
+    @property
+    def iterations(self) -> int:
+        return self.steps // self.iteration_steps
+
+    @property
+    def algorithm(self) -> str:
+        inner = self.agent.agent if isinstance(self.agent, Normalised) else self.agent
+        return type(inner).__name__
+
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        return {
+            "polyak": metadata.version("polyak"),
+            "agent": agent_json(self.agent),
+            "env": {"id": self.source.id, "kwargs": self.source.kwargs, "kind": self.source.kind},
+            "run": {
+                "steps": self.steps, "seed": self.seeds[0], "seeds": list(self.seeds), "n_envs": self.n_envs,
+                "log_freq": self.log_freq, "eval_freq": self.eval_freq, "eval_episodes": self.eval_episodes,
+                "n_eval_envs": self.n_eval_envs, "save_freq": self.save_freq, "preset": self.preset,
+                "crank": self.crank, "seeds_mode": self.seeds_mode,
+            },
+            "presets": self.preset_fields,
+            "preset_source": self.preset_source,
+        }  # fmt: skip
+
+    def first_line(self) -> str:
+        """What the run will do, in one line: a budget is never exceeded."""
+        done = self.iterations * self.iteration_steps
+        part = "" if done == self.steps else f" of {self.steps:,}"
+        text = f"{self.iterations:,} iterations of {self.iteration_steps:,} = {done:,}{part} steps"
+        return f"{text}, {self.n_envs} environment{'s' if self.n_envs > 1 else ''}, {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+
+    def build(self) -> Compiled | Host:
+        """The crank, with all seeds before their first step."""
+        if self.crank == "compiled":
+            return Compiled(self.agent, self.source.world, self.spec, self.seeds, self.seeds_mode)
+        if self.source.kind == "jax":
+            return Host(self.agent, lambda seed: JaxSteps(self.source.world, self.spec, seed), self.spec, self.seeds)
+        return Host(self.agent, lambda seed: HostSteps(self.source.vector(self.n_envs, seed)), self.spec, self.seeds)
+
+    def evaluator(self, seed: int, episodes: int) -> CompiledEvaluator | HostEvaluator:
+        """An evaluation of one seed's policy, on worlds of the evaluation stream."""
+        if self.source.kind == "jax":
+            return CompiledEvaluator(self.agent, self.spec, self.source.world)
+        vector = self.source.vector(min(self.n_eval_envs, episodes), seed, "eval")
+        return HostEvaluator(self.agent, self.spec, vector)
+
+
+def seeds_of(seed: int, seeds: int | Sequence[int]) -> tuple[int, ...]:
+    """`seeds` consecutive seeds from `seed`, or the list itself."""
+    chosen = tuple(range(seed, seed + seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
+    if not chosen:
+        raise PolyakError(f"seeds is {seeds!r}, and must be at least 1")
+    if len(set(chosen)) < len(chosen) or min(chosen) < 0:
+        raise PolyakError(f"seeds are {list(chosen)}, and must be different whole numbers of at least 0")
+    return chosen
+
+
+def plan(
+    agent: Any,
+    env: Any,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    seeds: int | Sequence[int] = 1,
+    n_envs: int | None = None,
+    fields: Mapping[str, Any] | None = None,
+    preset: str | None = "default",
+    normalise: bool | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    allow_import: Sequence[str] = (),
+    crank: str = "auto",
+    seeds_mode: str = "vmap",
+    log_freq: int | None = None,
+    eval_freq: int | None = None,
+    eval_episodes: int | None = None,
+    n_eval_envs: int | None = None,
+    save_freq: int | None = None,
+    deadline: float = DEADLINE_S,
+) -> Plan:
+    """A checked plan from a user's wishes. An agent given by name takes its environment's preset; an object is complete.
+
+    Raises:
+        PolyakError: something does not fit; the sentence says what, and what to do.
+    """
+    chosen = None
+    env_id = env if isinstance(env, str) else ""
+    if isinstance(agent, str):
+        agent, chosen = agent_from(agent, fields or {}, env_id, preset, normalise)
+    elif fields:
+        raise PolyakError("fields go with an algorithm's name; an agent object carries its own: dataclasses.replace(agent, ...)")
+    elif normalise:
+        agent = Normalised(agent)
+    steps = steps if steps is not None else chosen.steps if chosen is not None else None
+    if steps is None:
+        raise PolyakError(f"steps is missing: how many environment steps to train on {env_id or 'this environment'}")
+    source = resolve(env, env_kwargs=env_kwargs, allow_import=allow_import, n_envs=n_envs, deadline=deadline)
+    n_envs = n_envs or source.n_envs or (chosen.n_envs if chosen is not None else 1)
+    made = Plan(
+        resolve_schedules(agent, steps), source, _spec(source, n_envs, steps), steps, seeds_of(seed, seeds),
+        log_freq or max(1, steps // LOGS),
+        _eval_freq(source, eval_freq, steps), EVAL_EPISODES if eval_episodes is None else eval_episodes, n_eval_envs or 8, save_freq,
+        _crank(source, crank), seeds_mode, preset if chosen is not None else None,
+        chosen.source if chosen is not None else "", dict(chosen.fields) if chosen is not None else {},
+    )  # fmt: skip
+    _check(made)
+    return made
+
+
+def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow_import: Sequence[str] = ()) -> Plan:
+    """The plan that config.json describes; `env` and `agent` stand in for what a file can't hold.
+
+    Packages are imported only where `allow_import` names them now, never because a file says so.
+    """
+    run, world = config["run"], config["env"]
+    source = resolve(
+        world["id"] if env is None else env, env_kwargs=world["kwargs"] if env is None else None,
+        allow_import=allow_import, n_envs=run["n_envs"],
+    )  # fmt: skip
+    agent = agent_of(config["agent"]) if agent is None else agent
+    return Plan(
+        resolve_schedules(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
+        tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"], run["save_freq"],
+        run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
+    )  # fmt: skip
+
+
+def _spec(source: Source, n_envs: int, steps: int) -> Spec:
+    return Spec(source.obs_space, source.action_space, n_envs, steps, source.frames)
+
+
+def _crank(source: Source, crank: str) -> str:
+    if crank not in ("auto", "compiled", "host"):
+        raise PolyakError(f"crank is {crank!r}, and must be 'auto', 'compiled' or 'host'")
+    if crank == "compiled" and source.kind != "jax":
+        raise PolyakError(f"{source.id} is not written in JAX and can't be compiled; use crank='host', or a world such as jax:CartPole-v1")
+    return crank if crank != "auto" else "compiled" if source.kind == "jax" else "host"
+
+
+def _eval_freq(source: Source, eval_freq: int | None, steps: int) -> int:
+    """In steps; 0: only at the end. Where nothing else is asked, ten times in a run."""
+    return (max(1, steps // EVALUATIONS) if source.evaluates else 0) if eval_freq is None else eval_freq
+
+
+def _check(plan: Plan) -> None:
+    """Refuse now what would fail later: budgets below one iteration, spaces that the agent can't take, an odd mode."""
+    if plan.iterations < 1:
+        raise PolyakError(
+            f"steps is {plan.steps:,}, less than one iteration: rollout_length {plan.agent.rollout_length} × n_envs "
+            f"{plan.n_envs} = {plan.iteration_steps:,}; give more steps or a smaller rollout_length"
+        )
+    if plan.seeds_mode not in ("vmap", "map"):
+        raise PolyakError(f"seeds_mode is {plan.seeds_mode!r}, and must be 'vmap' or 'map'")
+    for name in ("log_freq", "eval_freq", "eval_episodes", "n_eval_envs"):
+        if getattr(plan, name) < 0:
+            raise PolyakError(f"{name} is {getattr(plan, name)}, and must not be negative")
+    if plan.save_freq is not None and plan.save_freq < 1:
+        raise PolyakError(f"save_freq is {plan.save_freq}, and must be at least 1")
+    if isinstance(plan.spec.action, Box) and len(plan.spec.action.shape) != 1:
+        raise PolyakError(f"{plan.source.id}: actions have the shape {plan.spec.action.shape}, and must be one vector; wrap the environment so that they are")
+    jax.eval_shape(lambda key: plan.agent.init(key, plan.spec), jax.eval_shape(lambda: jax.random.key(0)))
+

@@ -1,0 +1,524 @@
+"""One loop, two cranks: iteration = interact × T → update → metrics.
+
+The *compiled* crank scans T steps and loops over iterations inside one jitted function, for worlds written in JAX; the
+*host* crank is a Python loop with jitted `act` and `update`, for everything that has reset and step. They share the key
+schedule and the learner, and agree bit for bit on a CPU. Neither writes files: `runs/` does, between chunks.
+"""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, seed_axes, where
+from polyak.envs.vector import Outcome, Vector
+from polyak.errors import PolyakError, RunError
+
+WINDOW = 100  # training episodes in rollout/ep_rew_mean
+
+
+class Recent(NamedTuple):
+    """Return and length of the last episodes of training, raw."""
+
+    returns: Array  # [100]
+    lengths: Array  # [100]
+    episodes: Array  # how many there were in all (int32; wraps harmlessly, for only its place modulo 100 is used)
+
+    @staticmethod
+    def none() -> "Recent":
+        return Recent(jnp.full(WINDOW, jnp.nan), jnp.full(WINDOW, jnp.nan), jnp.int32(0))
+
+
+class TrainState(NamedTuple):
+    """All that changes while one seed trains on the compiled crank."""
+
+    agent: Any
+    memory: Any  # of the present episodes [N]
+    world: Any
+    obs: Any  # what to act on next [N]
+    started: Array  # [N] whether obs is the first of its episode
+    iteration: Counter
+    recent: Recent
+    key: Array  # of the seed; never changes, iterations are folded in
+
+
+def agent_key(seed: int) -> tuple[Array, Array]:
+    """(key of init, key of the run) of a seed."""
+    k_init, k_run = jax.random.split(jax.random.key(np.uint32(seed % (1 << 32))))
+    return k_init, k_run
+
+
+def _iteration_keys(key: Array, iteration: Counter) -> tuple[Array, Array, Array]:
+    """(acting, world, update) of one iteration: the key schedule of both cranks."""
+    k_acting, k_world, k_update = jax.random.split(
+        jax.random.fold_in(jax.random.fold_in(key, iteration.high), iteration.low), 3
+    )
+    return k_acting, k_world, k_update
+
+
+def _fresh_memory(agent: Agent, spec: Spec, started: Array, memory: Any) -> Any:
+    """The memory with which to act: that of an episode's start where one starts."""
+    return where(started, agent.memory(spec), memory) if jax.tree.leaves(memory) else memory
+
+
+# ---------------------------------------------------------------------------------------------- the compiled crank
+
+
+def init(agent: Agent, vector: Vector, spec: Spec, k_init: Array, k_run: Array) -> TrainState:
+    """The state of one seed before its first step."""
+    k_agent, k_world = jax.random.split(k_init)
+    world, obs = vector.reset(k_world)
+    started = jnp.ones(spec.n_envs, bool)
+    return TrainState(
+        agent.init(k_agent, spec), agent.memory(spec), world, obs, started, Counter.of(0), Recent.none(), k_run
+    )
+
+
+def interact(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tuple[TrainState, Rollout, Outcome]:
+    """T steps of N worlds: the state after them (iteration not yet counted), their record, and their outcomes [T, N]."""
+    k_acting, k_world, _ = _iteration_keys(state.key, state.iteration)
+    first = _fresh_memory(agent, spec, state.started, state.memory)
+
+    def step(carry: Any, t: Array) -> tuple[Any, tuple[Transition, Outcome]]:
+        world, obs, started, memory = carry
+        memory = _fresh_memory(agent, spec, started, memory)
+        action, memory = agent.act(state.agent, obs, jax.random.fold_in(k_acting, t), memory, explore=True)
+        world, after, out = vector.step(world, action, jax.random.fold_in(k_world, t))
+        record = Transition(obs, action, out.reward, out.next_obs, out.terminated, out.truncated)
+        return (world, after, out.terminated | out.truncated, memory), (record, out._replace(next_obs=()))
+
+    carry = (state.world, state.obs, state.started, state.memory)
+    (world, obs, started, memory), (steps, outcomes) = lax.scan(step, carry, jnp.arange(agent.rollout_length))
+    state = state._replace(world=world, obs=obs, started=started, memory=memory)
+    return state, Rollout(steps, first), outcomes
+
+
+def _remember(recent: Recent, out: Outcome) -> Recent:
+    """The last episodes with those added that ended in outcomes [T, N], in the order of time, then of environment."""
+    ended = (out.terminated | out.truncated).ravel()
+    nth = jnp.cumsum(ended)
+    kept = ended & (nth > nth[-1] - WINDOW)
+    place = jnp.where(kept, (recent.episodes + nth - 1) % WINDOW, WINDOW)
+    return Recent(
+        recent.returns.at[place].set(out.episode_return.ravel(), mode="drop"),
+        recent.lengths.at[place].set(out.episode_length.ravel().astype(jnp.float32), mode="drop"),
+        recent.episodes + nth[-1].astype(jnp.int32),
+    )
+
+
+def iterate(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tuple[TrainState, Metrics]:
+    """One iteration: interact, then update."""
+    state, rollout, out = interact(agent, vector, spec, state)
+    _, _, k_update = _iteration_keys(state.key, state.iteration)
+    learned, metrics = agent.update(state.agent, rollout, k_update)
+    state = state._replace(agent=learned, recent=_remember(state.recent, out), iteration=state.iteration.add(1))
+    return state, metrics
+
+
+class Tally(NamedTuple):
+    """The sum of a metric over iterations, and in how many it happened (was not NaN)."""
+
+    total: Any
+    count: Any
+
+    def plus(self, value: Any) -> "Tally":
+        happened = ~jnp.isnan(value)
+        return Tally(self.total + jnp.where(happened, value, 0.0), self.count + happened)
+
+
+def _is_tally(x: Any) -> bool:
+    return isinstance(x, Tally)
+
+
+def chunk(agent: Agent, vector: Vector, spec: Spec, state: TrainState, n: Array) -> tuple[TrainState, dict[str, Tally]]:
+    """n iterations, and the tally of their metrics. n is traced: one compilation serves every length."""
+    shapes = jax.eval_shape(functools.partial(iterate, agent, vector, spec), state)[1]
+    tallies = {tag: Tally(jnp.float32(0), jnp.int32(0)) for tag in shapes}
+
+    def body(_: Array, carry: Any) -> Any:
+        state, tallies = carry
+        state, metrics = iterate(agent, vector, spec, state)
+        return state, {tag: tally.plus(metrics[tag]) for tag, tally in tallies.items()}
+
+    return lax.fori_loop(0, n, body, (state, tallies))
+
+
+class Report(NamedTuple):
+    """What one seed did in a chunk: tallies of metrics, and its recent episodes after it."""
+
+    metrics: dict[str, tuple[float, int]]
+    ep_rew_mean: float
+    ep_len_mean: float
+    episodes: int  # that ended since the run began
+    finished: tuple[Any, ...] = ()  # the episodes themselves (host crank only)
+
+
+class Compiled:
+    """The compiled crank over several seeds: vmapped ("vmap"), or one after the other in the same program ("map")."""
+
+    name = "compiled"
+
+    def __init__(self, agent: Agent, world: Any, spec: Spec, seeds: Sequence[int], mode: str = "vmap") -> None:
+        self.agent, self.spec, self.seeds = arrays_of(agent), spec, tuple(seeds)
+        self.vmapped = mode == "vmap" and len(self.seeds) > 1
+        self.vector = arrays_of(Vector(world, spec.n_envs))
+        keys = [agent_key(seed) for seed in self.seeds]
+        start = jax.jit(functools.partial(_call_init, spec=spec))
+        states = [start(self.agent, self.vector, *k) for k in keys]
+        self.axes = seed_axes(states[0])
+        self.states = [_stack(states)] if self.vmapped else states
+        run = functools.partial(_call_chunk, spec=spec)
+        if self.vmapped:
+            run = jax.vmap(run, in_axes=(None, None, self.axes, None), out_axes=(self.axes, 0))
+        self._chunk = jax.jit(run, donate_argnums=2)
+
+    def advance(self, n: int, stop: threading.Event | None = None) -> list[Report]:
+        """n iterations of every seed."""
+        reports: list[Report] = []
+        for i, state in enumerate(self.states):
+            self.states[i], tallies = self._chunk(self.agent, self.vector, state, np.int32(n))
+            reports += self._reports(self.states[i].recent, tallies)
+        return reports
+
+    def _reports(self, recent: Recent, tallies: dict[str, Tally]) -> list[Report]:
+        """One report per seed of a chunk's outputs, with or without their axis of seeds."""
+        recent, tallies = jax.tree.map(np.atleast_1d, (recent, tallies))
+        returns, lengths = recent.returns.reshape(-1, WINDOW), recent.lengths.reshape(-1, WINDOW)
+
+        def report(k: int) -> Report:
+            metrics = {tag: (float(t.total[k]), int(t.count[k])) for tag, t in tallies.items()}
+            return Report(metrics, _mean(returns[k]), _mean(lengths[k]), int(recent.episodes[k]))
+
+        return [report(k) for k in range(len(returns))]
+
+    def seed_state(self, k: int) -> TrainState:
+        """The state of the k-th seed."""
+        return _unstack(self.states[0], self.axes, k) if self.vmapped else self.states[k]
+
+    def agent_state(self, k: int) -> Any:
+        return self.seed_state(k).agent
+
+    def iterations(self) -> int:
+        return _value(self.seed_state(0).iteration)
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays by name, JSON): everything that is needed to go on."""
+        arrays: dict[str, np.ndarray] = {}
+        for k, seed in enumerate(self.seeds):
+            arrays |= named(self.seed_state(k), f"seed_{seed}")
+        return arrays, {}
+
+    def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        states = [filled(self.seed_state(k), arrays, f"seed_{seed}") for k, seed in enumerate(self.seeds)]
+        self.states = [_stack(states)] if self.vmapped else states
+
+    def close(self) -> None:
+        """Nothing outside of this process is held."""
+
+
+def _call_init(agent: Any, vector: Any, k_init: Array, k_run: Array, *, spec: Spec) -> TrainState:
+    return init(agent, vector, spec, k_init, k_run)
+
+
+def _call_chunk(agent: Any, vector: Any, state: TrainState, n: Array, *, spec: Spec) -> Any:
+    return chunk(agent, vector, spec, state, n)
+
+
+def arrays_of(tree: Any) -> Any:
+    """Floats as float32 arrays, converted once instead of at every call."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32) if isinstance(x, float) else x, tree)
+
+
+def _is_counter(x: Any) -> bool:
+    return isinstance(x, Counter)
+
+
+def _stack(states: list[Any]) -> Any:
+    """Seeds on a new first axis; counters, equal in all, stay as they are."""
+    return jax.tree.map(lambda *x: x[0] if _is_counter(x[0]) else jnp.stack(x), *states, is_leaf=_is_counter)
+
+
+def _unstack(state: Any, axes: Any, k: int) -> Any:
+    return jax.tree.map(
+        lambda x: x if _is_counter(x) else jax.tree.map(lambda y: y[k], x), state, is_leaf=_is_counter
+    )
+
+
+def _value(counter: Counter) -> int:
+    return int(counter.high) * (1 << 24) + int(counter.low)
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+# -------------------------------------------------------------------------------------------------- the host crank
+
+
+class JaxSteps:
+    """A JAX world with the host crank's interface: the same physics, stepped one jitted call at a time."""
+
+    tier = 1
+
+    def __init__(self, world: Any, spec: Spec, seed: int) -> None:
+        self.vector = arrays_of(Vector(world, spec.n_envs))
+        k_init, self.key = agent_key(seed)
+        self._k_world = jax.jit(lambda k: jax.random.split(k)[1])(k_init)
+        self._reset, self._step = jax.jit(_world_reset), jax.jit(_world_step)
+        self.ended: list[Any] = []
+        self.state: Any = None
+        self.obs: Any = None
+
+    def reset(self) -> Any:
+        self.state, self.obs = self._reset(self.vector, self._k_world)
+        return self.obs
+
+    def step(self, action: Any, iteration: Counter, t: Any) -> Any:
+        self.state, self.obs, out = self._step(self.vector, self.state, action, self.key, iteration, t)
+        ends = np.flatnonzero(np.asarray(out.terminated | out.truncated))
+        self.ended += [JaxEpisode(float(out.episode_return[i]), int(out.episode_length[i])) for i in ends]
+        return out._replace(episode_return=(), episode_length=()), self.obs
+
+    def episodes(self) -> list[Any]:
+        ended, self.ended = self.ended, []
+        return ended
+
+    def snapshot(self) -> dict[str, Any]:
+        return named((self.state, self.obs), "jax")
+
+    def restore(self, snapshot: dict[str, Any]) -> Any:
+        self.reset()
+        self.state, self.obs = filled((self.state, self.obs), snapshot, "jax")
+        return self.obs
+
+    def close(self) -> None:
+        """Nothing outside of this process is held."""
+
+
+class JaxEpisode(NamedTuple):
+    ret: float
+    length: int
+    success: float = float("nan")
+
+
+def _world_reset(vector: Vector, key: Array) -> Any:
+    return vector.reset(key)
+
+
+def _world_step(vector: Vector, state: Any, action: Any, key: Array, iteration: Counter, t: Array) -> Any:
+    _, k_world, _ = _iteration_keys(key, iteration)
+    return vector.step(state, action, jax.random.fold_in(k_world, t))
+
+
+class HostSteps:
+    """A vector of ordinary environments; keys mean nothing to it."""
+
+    def __init__(self, vector: Any) -> None:
+        self.vector, self.tier = vector, vector.tier
+        self.reset, self.episodes = vector.reset, vector.episodes
+        self.snapshot, self.restore, self.close = vector.snapshot, vector.restore, vector.close
+
+    def step(self, action: Any, iteration: Counter, t: Any) -> Any:
+        out = self.vector.step(np.asarray(action))
+        return out, out.obs
+
+
+class Seed:
+    """One seed on the host crank: its agent's state, its worlds, and where it stands."""
+
+    def __init__(self, agent: Any, spec: Spec, world: Any, seed: int, start: Callable[..., Any]) -> None:
+        k_init, self.key = agent_key(seed)
+        self.agent_state, self.memory = start(agent, k_init)
+        self.world, self.seed = world, seed
+        self.obs: Any = world.reset()
+        self.started = np.ones(spec.n_envs, bool)
+        self.iteration = 0
+        self.returns: list[float] = []
+        self.lengths: list[float] = []
+        self.ended = 0
+        self.mark: dict[str, Any] | None = None  # the worlds at the start of a long iteration
+
+
+class Host:
+    """The host crank over several seeds, each with worlds and a state of its own.
+
+    Args:
+        world: seed ↦ worlds with reset, step, episodes, snapshot, restore, close.
+    """
+
+    name = "host"
+    vmapped = False
+
+    def __init__(self, agent: Agent, world: Callable[[int], Any], spec: Spec, seeds: Sequence[int]) -> None:
+        self.agent, self.spec, self.seeds = arrays_of(agent), spec, tuple(seeds)
+        self._act = jax.jit(functools.partial(_call_act, spec=spec))
+        self._update = jax.jit(_call_update, donate_argnums=1)
+        start = jax.jit(functools.partial(_call_start, spec=spec))
+        self.all = [Seed(self.agent, spec, world(seed), seed, start) for seed in self.seeds]
+
+    def advance(self, n: int, stop: threading.Event | None = None) -> list[Report]:
+        """n iterations of every seed, or fewer where `stop` is set meanwhile; an iteration begun is left unfinished."""
+        goal = min(seed.iteration for seed in self.all) + n
+        return [self._advance(seed, goal, stop) for seed in self.all]
+
+    def _advance(self, seed: Seed, goal: int, stop: threading.Event | None) -> Report:
+        tallies: list[Metrics] = []
+        finished: list[Any] = []
+        while seed.iteration < goal and not (stop is not None and stop.is_set()):
+            metrics = self._iterate(seed, stop)
+            if metrics is None:
+                break
+            tallies.append(metrics)
+            finished += self._finished(seed)
+        return Report(_tallied(tallies), _mean(np.asarray(seed.returns)), _mean(np.asarray(seed.lengths)), seed.ended, tuple(finished))
+
+    def _finished(self, seed: Seed) -> list[Any]:
+        """The training episodes that ended, entered among the recent ones."""
+        episodes = seed.world.episodes()
+        for episode in episodes:
+            seed.returns, seed.lengths = [*seed.returns, episode.ret][-WINDOW:], [*seed.lengths, episode.length][-WINDOW:]
+        seed.ended += len(episodes)
+        return episodes
+
+    def _iterate(self, seed: Seed, stop: threading.Event | None) -> Metrics | None:
+        """One iteration of one seed; None where it was given up in the middle, and the mark says where it began."""
+        counter = _words(seed.iteration)
+        T = self.agent.rollout_length
+        seed.mark = self._mark(seed) if T >= 16 else None
+        records: list[Transition] = []
+        first: Any = ()
+        memory, obs, started = seed.memory, seed.obs, seed.started
+        for t in range(T):
+            if seed.mark is not None and stop is not None and stop.is_set():
+                return None
+            action, memory, used = self._act(self.agent, seed.agent_state, obs, seed.key, counter, np.int32(t), memory, started)
+            first = used if t == 0 else first
+            out, after = seed.world.step(action, counter, np.int32(t))
+            records.append(Transition(obs, action, out.reward, out.next_obs, out.terminated, out.truncated))
+            obs, started = after, out.terminated | out.truncated
+        rollout = Rollout(_stacked(records), first)
+        seed.agent_state, metrics = self._update(self.agent, seed.agent_state, rollout, seed.key, counter)
+        seed.memory, seed.obs, seed.started, seed.mark = memory, obs, np.asarray(started), None
+        seed.iteration += 1
+        return metrics
+
+    def _mark(self, seed: Seed) -> dict[str, Any]:
+        return seed.world.snapshot()
+
+    def agent_state(self, k: int) -> Any:
+        return self.all[k].agent_state
+
+    def iterations(self) -> int:
+        return min(seed.iteration for seed in self.all)
+
+    def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays by name, JSON): everything that is needed to go on."""
+        arrays: dict[str, np.ndarray] = {}
+        meta: dict[str, Any] = {}
+        for seed in self.all:
+            name = f"seed_{seed.seed}"
+            world = seed.mark if seed.mark is not None else seed.world.snapshot()
+            arrays |= named((seed.agent_state, seed.memory), f"{name}/agent")
+            arrays |= {f"{name}/world/{key}": value for key, value in world.items() if isinstance(value, np.ndarray)}
+            arrays[f"{name}/started"] = seed.started
+            arrays[f"{name}/recent"] = np.asarray([seed.returns, seed.lengths], np.float64)
+            plain = {key: value for key, value in world.items() if not isinstance(value, np.ndarray)}
+            meta[name] = {"iteration": seed.iteration, "episodes": seed.ended, "world": plain}
+        return arrays, meta
+
+    def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+        for seed in self.all:
+            name = f"seed_{seed.seed}"
+            seed.agent_state, seed.memory = filled((seed.agent_state, seed.memory), arrays, f"{name}/agent")
+            prefix = f"{name}/world/"
+            world = {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
+            seed.obs = seed.world.restore(world | meta[name]["world"])
+            seed.started = arrays[f"{name}/started"].astype(bool)
+            returns, lengths = arrays[f"{name}/recent"]
+            seed.returns, seed.lengths = returns.tolist(), lengths.tolist()
+            seed.iteration, seed.ended = meta[name]["iteration"], meta[name]["episodes"]
+
+    def close(self) -> None:
+        for seed in self.all:
+            seed.world.close()
+
+
+def _words(value: int) -> Counter:
+    return Counter(np.int32(value >> 24), np.int32(value & 0xFFFFFF))  # pyright: ignore[reportArgumentType]
+
+
+def _call_start(agent: Any, k_init: Array, *, spec: Spec) -> Any:
+    k_agent, _ = jax.random.split(k_init)
+    return agent.init(k_agent, spec), agent.memory(spec)
+
+
+def _call_act(
+    agent: Any, state: Any, obs: Any, key: Array, iteration: Counter, t: Array, memory: Any, started: Array, *, spec: Spec
+) -> Any:
+    """(action, the memory after it, the memory it was acted with)."""
+    k_acting, _, _ = _iteration_keys(key, iteration)
+    memory = _fresh_memory(agent, spec, started, memory)
+    action, after = agent.act(state, obs, jax.random.fold_in(k_acting, t), memory, explore=True)
+    return action, after, memory
+
+
+def _call_update(agent: Any, state: Any, rollout: Rollout, key: Array, iteration: Counter) -> Any:
+    _, _, k_update = _iteration_keys(key, iteration)
+    return agent.update(state, rollout, k_update)
+
+
+def _stacked(records: list[Transition]) -> Transition:
+    """T records of N as one record [T, N], in fresh memory: jit may alias what it is given."""
+    if len(records) == 1:
+        return jax.tree.map(lambda x: np.asarray(x)[None], records[0])
+    return jax.tree.map(lambda *x: np.stack(x), *records)
+
+
+def _tallied(rows: list[Metrics]) -> dict[str, tuple[float, int]]:
+    """Sum, and number of rows in which it happened, of each metric."""
+    tallies: dict[str, tuple[float, int]] = {}
+    for row in jax.device_get(rows):
+        for tag, value in row.items():
+            total, count = tallies.get(tag, (0.0, 0))
+            tallies[tag] = (total, count) if np.isnan(value) else (total + float(value), count + 1)
+    return tallies
+
+
+# --------------------------------------------------------------------------------------------- states by name
+
+
+def named(tree: Any, prefix: str) -> dict[str, np.ndarray]:
+    """The leaves of a state by path, "prefix/agent/params/actor/head/W"; keys as their words."""
+    out: dict[str, np.ndarray] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        out[f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(data)
+    return out
+
+
+def filled[T](tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
+    """The state with every leaf taken from `arrays`; a leaf that is missing or of another shape is refused by name."""
+
+    def leaf(path: Any, old: Any) -> Any:
+        name = f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
+        like = jax.random.key_data(old) if _is_key(old) else old
+        new = arrays.get(name)
+        if new is None or new.shape != like.shape or new.dtype != like.dtype:
+            found = "nothing" if new is None else f"{new.dtype}{list(new.shape)}"
+            raise RunError(f"the checkpoint holds {found} for {name}, and {like.dtype}{list(like.shape)} is needed: it is of another agent")
+        # A copy: jit may alias aligned memory of numpy, and this state will be donated.
+        value = jnp.array(new, copy=True)
+        return jax.random.wrap_key_data(value) if _is_key(old) else value
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
+def _is_key(x: Any) -> bool:
+    return isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
