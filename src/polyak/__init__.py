@@ -29,6 +29,8 @@ compat.prepare()
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
+        if _HOME[name] != "errors":
+            compat.settle()
         return getattr(import_module(f"polyak.{_HOME[name]}"), name)
     if name in _MODULES:
         return import_module(f"polyak.{name}")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from polyak import catalogue, values
+from polyak import catalogue, compat, values
 from polyak.errors import PolyakError, RunError, nearest
 from polyak.names import ours
 
@@ -42,7 +42,10 @@ class Verb(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 bad input, 3 an environment's fault, 4 a run's files, 130 Ctrl-C."""
+    """Runs one command and returns its exit code.
+
+    0; 2: bad input; 3: an environment's fault; 4: a run's files; 70: a fault of polyak's; 130: Ctrl-C.
+    """
     words = [*(sys.argv[1:] if argv is None else argv)]
     shown = "--verbose" in words or os.environ.get("POLYAK_TRACEBACK", "0") not in ("", "0")
     try:
@@ -91,6 +94,7 @@ def _arguments(verb: str, words: list[str]) -> Arguments:
     parser.formatter_class = partial(argparse.RawDescriptionHelpFormatter, max_help_position=32, width=_width())
     words = _spelled(words)
     VERBS[verb].parser(parser, words)
+    parser.usage = f"polyak {verb} {_POSITIONAL[verb]}[FLAG ...]"
     parser.add_argument("--verbose", action="store_true", help="show tracebacks")
     arguments, rest = parser.parse_known_args(words)
     if rest:
@@ -114,7 +118,7 @@ def _spelled(words: list[str]) -> list[str]:
 def _unexpected(verb: str, parser: Parser, arguments: Arguments, rest: list[str]) -> str:
     """The sentence for what a verb doesn't take: ours for a peer's flag, else the nearest, else "one too many"."""
     flag = next((word.partition("=")[0] for word in rest if word.startswith("-")), None)
-    place = f"{verb} {arguments.algo}" if verb == "train" and arguments.algo else verb
+    place = parser.prog.removeprefix("polyak ")
     if flag is None:
         return f"{place} does not take {rest[0]!r}; see `{parser.prog} --help`"
     flags = re.findall(r"(?<![\w-])--[a-z][\w-]*", parser.format_help())
@@ -122,7 +126,7 @@ def _unexpected(verb: str, parser: Parser, arguments: Arguments, rest: list[str]
     word = flag.lstrip("-")
     if (own := ours(word.replace("-", "_"), [name.replace("-", "_") for name in known])) is not None:
         return f"{place} has no {flag}; here it is --{own.replace('_', '-')}"
-    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word.lower(), known, n=1, cutoff=0.6)
     return f"{place} has no {flag}" + (f"; did you mean --{close[0]}?" if close else f"; see `{parser.prog} --help`")
 
 
@@ -157,6 +161,7 @@ def _train_flags(parser: Parser, words: list[str]) -> None:
     _output_flags(parser)
     algorithm = _algorithm_in(words)
     if algorithm is not None:
+        parser.prog += f" {algorithm.name}"
         _field_flags(parser, algorithm)
     else:
         parser.epilog = f"`polyak train {next(iter(names))} --help` adds the hyper-parameters of that algorithm."
@@ -176,7 +181,8 @@ def _run_flags(parser: Parser) -> None:
         "--normalise", action=argparse.BooleanOptionalAction, help="standardise observations, scale rewards"
     )
     run.add_argument("--device", **_word("--device", *_DEVICES), help="what jax computes on (its own choice)")
-    run.add_argument("--crank", **_word("--crank", "auto", "compiled", "host"), default="auto", help="which loop (auto)")
+    cranks = _word("--crank", "auto", "compiled", "host")
+    run.add_argument("--crank", **cranks, default="auto", help="compiled: jax worlds; host: any (auto)")
     run.add_argument(
         "--seeds-mode", **_word("--seeds-mode", "vmap", "map"), default="vmap",
         help="several seeds on the compiled crank: vmap fast, map equal to one alone (vmap)",
@@ -186,24 +192,31 @@ def _run_flags(parser: Parser) -> None:
 def _environment_flags(parser: Parser) -> None:
     env = parser.add_argument_group("environment")
     env.add_argument(
+        "--deadline",
+        type=partial(values.number, "--deadline"),
+        metavar="SECONDS",
+        help="how long one call into an environment may take; 0: for ever (60)",
+    )
+    _kwargs_flag(env)
+    _import_flag(env)
+
+
+def _kwargs_flag(env: Any) -> None:
+    env.add_argument(
         "--env-kwargs", nargs="+", action="extend", type=partial(values.pair, "--env-kwargs"), default=[],
         metavar="KEY:VALUE", help="arguments of the environment",
     )  # fmt: skip
-    _import_flag(env)
 
 
 def _output_flags(parser: Parser) -> None:
     out = parser.add_argument_group("evaluation and output")
+    out.add_argument("--log-freq", **_whole("--log-freq"), help="steps between rows of metrics (a hundredth)")
     out.add_argument("--eval-freq", **_whole("--eval-freq"), help="steps between evaluations; 0: only at the end")
     out.add_argument("--eval-episodes", **_whole("--eval-episodes"), help="episodes of each")
     out.add_argument("--n-eval-envs", **_whole("--n-eval-envs"), help="environments side by side in them")
     out.add_argument("--save-freq", **_whole("--save-freq"), help="steps between checkpoints (by the clock)")
     out.add_argument("--out", type=Path, metavar="DIR", help="the folder of this run")
     _folder_flag(out)
-    out.add_argument(
-        "-tb", "--tensorboard-log", action=argparse.BooleanOptionalAction, default=True, help="write event files"
-    )
-    out.add_argument("--capture-video", action="store_true", help="record an episode at the end")
     _progress_flags(out)
 
 
@@ -247,9 +260,7 @@ def _policy_flags(parser: Parser, words: list[str]) -> None:
     parser.add_argument("--deterministic", action="store_true", default=True, help="the greedy action (default)")
     parser.add_argument("--stochastic", dest="deterministic", action="store_false", help="actions as in training")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--load-best", dest="checkpoint", action="store_const", const="best", help="the best checkpoint"
-    )
+    which.add_argument("--load-best", dest="checkpoint", action="store_const", const="best", help="the best checkpoint")
     which.add_argument(
         "--load-checkpoint", dest="checkpoint", **_whole("--load-checkpoint"), help="checkpoint ck.N, not the last one"
     )
@@ -258,7 +269,11 @@ def _policy_flags(parser: Parser, words: list[str]) -> None:
 
 def _watch_flags(parser: Parser, words: list[str]) -> None:
     _policy_flags(parser, words)
-    parser.add_argument("--video", type=Path, metavar="FILE", help="record to this file (.mp4, .gif), without a window")
+    parser.add_argument("--seed", **_whole("--seed"), help="whose policy (the first seed's)")
+    parser.add_argument(
+        "--video", nargs="?", type=Path, const=Path(), metavar="FILE",
+        help="record a greedy episode instead; to this file (.mp4, or .gif without an encoder), or into the run",
+    )  # fmt: skip
 
 
 def _resume_flags(parser: Parser, words: list[str]) -> None:
@@ -279,7 +294,8 @@ def _compare_flags(parser: Parser, words: list[str]) -> None:
 
 def _doctor_flags(parser: Parser, words: list[str]) -> None:
     parser.add_argument("--env", metavar="ID", help="check this environment")
-    _environment_flags(parser)
+    _kwargs_flag(parser)
+    _import_flag(parser)
     parser.add_argument("--canary", **_word("--canary", "first", "short"), default="first", help="how thorough (first)")
 
 
@@ -299,9 +315,10 @@ def _import_flag(parser: Any) -> None:
 
 
 def _progress_flags(parser: Any) -> None:
-    parser.add_argument(
-        "-P", "--progress", action=argparse.BooleanOptionalAction, default=True, help="the live display"
-    )
+    switch = {"action": argparse.BooleanOptionalAction, "default": True}
+    parser.add_argument("-tb", "--tensorboard-log", **switch, help="write event files")
+    parser.add_argument("--capture-video", **switch, help="record an episode at the end")
+    parser.add_argument("-P", "--progress", **switch, help="the live display")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
 
 
@@ -319,62 +336,97 @@ def _word(flag: str, *choices: str) -> dict[str, Any]:
 def _train(arguments: Arguments) -> int:
     if arguments.algo is None or arguments.env is None:
         raise PolyakError("train needs an algorithm and an environment: polyak train ppo CartPole-v1 --steps 100_000")
+    if arguments.env.lower() in catalogue.algorithms():
+        raise PolyakError(f"the algorithm comes first: polyak train {arguments.env} {arguments.algo}")
     algorithm = catalogue.algorithm(arguments.algo)
     if arguments.device is not None:
         os.environ["JAX_PLATFORMS"] = _DEVICES[arguments.device]
     given = {key.removeprefix("field:"): value for key, value in vars(arguments).items() if key.startswith("field:")}
+    deadline = {} if arguments.deadline is None else {"deadline": arguments.deadline}
+    compat.settle()
     from polyak.runs import session
     from polyak.runs.config import decoded
 
-    run = session.train(
+    session.train(
         algorithm.name,
         arguments.env,
         fields={name: decoded(value, f"--{name.replace('_', '-')}") for name, value in given.items()},
         steps=arguments.steps, seed=arguments.seed, seeds=arguments.seeds, n_envs=arguments.n_envs,
-        out=arguments.out, log_folder=arguments.log_folder,
+        out=arguments.out, log_folder=arguments.log_folder, log_freq=arguments.log_freq,
         eval_freq=arguments.eval_freq, eval_episodes=arguments.eval_episodes, n_eval_envs=arguments.n_eval_envs,
         save_freq=arguments.save_freq, preset=arguments.preset, normalise=arguments.normalise,
-        env_kwargs=dict(arguments.env_kwargs), allow_import=tuple(arguments.allow_import),
-        crank=arguments.crank, seeds_mode=arguments.seeds_mode, progress=arguments.progress, quiet=arguments.quiet,
-        tensorboard=arguments.tensorboard_log, capture_video=arguments.capture_video,
-        command=shlex.join(["polyak", *sys.argv[1:]]),
+        env_kwargs=dict(arguments.env_kwargs), crank=arguments.crank, seeds_mode=arguments.seeds_mode,
+        command=shlex.join(["polyak", *sys.argv[1:]]), **deadline, **_session_options(arguments),
     )  # fmt: skip
-    return _exit_code(run)
+    return 0
 
 
 def _resume(arguments: Arguments) -> int:
     path = _place(arguments)
+    finished = (path / "summary.json").exists()
+    compat.settle()
     from polyak.runs import session
 
-    allowed = tuple(arguments.allow_import)
-    return _exit_code(
-        session.resume(path, allow_import=allowed, progress=arguments.progress, quiet=arguments.quiet)
-    )
+    run = session.resume(path, **_session_options(arguments))
+    if finished:
+        print(f"{path} is finished: {run.last_line()}")
+    return 0
 
 
-def _exit_code(run: "Run") -> int:
-    return 130 if run.interrupted else 0
+def _session_options(arguments: Arguments) -> dict[str, Any]:
+    """What `train` and `resume` share."""
+    return {
+        "allow_import": tuple(arguments.allow_import),
+        "progress": arguments.progress,
+        "quiet": arguments.quiet,
+        "tensorboard": arguments.tensorboard_log,
+        "capture_video": arguments.capture_video,
+    }
 
 
 def _evaluate(arguments: Arguments) -> int:
-    print(_loaded(arguments).evaluate(episodes=arguments.episodes or 100, deterministic=arguments.deterministic))
+    run = _loaded(arguments)
+    found = run.evaluate(
+        100 if arguments.episodes is None else arguments.episodes, deterministic=arguments.deterministic
+    )
+    interval = "" if found["ci_low"] is None else f" [{found['ci_low']:.2f}, {found['ci_high']:.2f}] 95 %"
+    for seed, mean in zip(run.seeds, found["per_seed"], strict=True):
+        print(f"seed {seed}: {mean:.2f}")
+    kind = "greedy" if arguments.deterministic else "stochastic"
+    print(f"IQM {found['iqm']:.2f}{interval}, {len(run.seeds)} seeds × {found['episodes']} {kind} episodes")
     return 0
 
 
 def _watch(arguments: Arguments) -> int:
+    if arguments.video is not None and (arguments.episodes is not None or not arguments.deterministic):
+        raise PolyakError("watch --video records one greedy episode; --episodes and --stochastic are for the window")
     run = _loaded(arguments)
-    episodes = arguments.episodes or 1
-    written = run.watch(episodes=episodes, deterministic=arguments.deterministic, video=arguments.video)
-    if written is not None:
-        print(written)
+    if arguments.video is None:
+        for ret in run.watch(
+            seed=arguments.seed, episodes=arguments.episodes or 1, deterministic=arguments.deterministic
+        ):
+            print(f"return {ret:.2f}")
+        return 0
+    written = run.record(seed=arguments.seed, path=None if arguments.video == Path() else arguments.video)
+    if written is None:
+        raise PolyakError(f"{run.plan.source.id} does not render, so there is no video")
+    print(written)
     return 0
 
 
 def _loaded(arguments: Arguments) -> "Run":
+    """The run that the words name, with the checkpoint that the flags choose."""
     path = _place(arguments)
-    from polyak.runs import session
+    compat.settle()
+    from polyak.runs import checkpoint, session
 
-    return session.load(path, checkpoint=arguments.checkpoint, allow_import=tuple(arguments.allow_import))
+    run = session.load(path, allow_import=tuple(arguments.allow_import))
+    number = checkpoint.best(path) if arguments.checkpoint == "best" else arguments.checkpoint
+    if arguments.checkpoint == "best" and number is None:
+        raise RunError(f"{path} has no best checkpoint yet: it was never evaluated while it trained")
+    if number is not None:
+        run.state(number=number)
+    return run
 
 
 def _report(arguments: Arguments) -> int:
@@ -424,6 +476,9 @@ def _list(arguments: Arguments) -> int:
         tables = {name: tables[name] for name in [values.chosen("list", arguments.what, (*tables, "runs"))]}
     for show in tables.values():
         show()
+    if arguments.what is None and arguments.log_folder.is_dir():
+        print("Runs")
+        return _list_runs(arguments)
     return 0
 
 
@@ -454,14 +509,14 @@ def _list_runs(arguments: Arguments) -> int:
     from polyak.runs.sinks import escape
 
     for run in folder.runs(arguments.log_folder):
-        print(escape(str(run)))
+        print(("" if arguments.what else "  ") + escape(str(run)))
     return 0
 
 
 def _place(arguments: Arguments) -> Path:
     """The run that the words name."""
     if arguments.run is None:
-        raise PolyakError("name a run: its folder, for instance runs/ppo/CartPole-v1_1, or an algorithm and an environment")
+        raise PolyakError("name a run: its folder, such as runs/ppo/CartPole-v1_1, or an algorithm and an environment")
     from polyak.runs import folder
 
     algo = arguments.run if arguments.env is None else catalogue.algorithm(arguments.run).name
@@ -479,6 +534,11 @@ VERBS: dict[str, Verb] = {
     "verify": Verb("hash a run's checkpoints again", _run_place_flags, _verify),
     "list": Verb("algorithms, environments, presets, runs", _list_flags, _list),
 }
+
+_POSITIONAL = {
+    "train": "ALGO ENV ", "compare": "RUN RUN ... ", "doctor": "", "list": "[WHAT] ",
+    **dict.fromkeys(("eval", "watch", "resume", "report", "verify"), "RUN | ALGO ENV "),
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main())

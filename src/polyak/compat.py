@@ -27,10 +27,10 @@ def prepare() -> None:
     Errors:
         PolyakError: jax was started before polyak was imported, and computes wrong numbers.
     """
-    late = _needs_flag(jaxlib_version(), os.environ.get("XLA_FLAGS", "")) and _backend_started()
-    os.environ["XLA_FLAGS"] = with_flag(os.environ.get("XLA_FLAGS", ""), jaxlib_version())
-    if not os.environ["XLA_FLAGS"]:
-        del os.environ["XLA_FLAGS"]
+    flags, jaxlib = os.environ.get("XLA_FLAGS", ""), numbers(jaxlib_version())
+    late = _needs_flag(jaxlib, flags) and _backend_started()
+    if _needs_flag(jaxlib, flags):
+        os.environ["XLA_FLAGS"] = with_flag(flags, jaxlib)
     for name, value in _settings().items():
         _set(name, value)
     if late:
@@ -49,12 +49,17 @@ def _needs_flag(jaxlib: tuple[int, ...], flags: str) -> bool:
 
 
 @cache
-def jaxlib_version() -> tuple[int, ...]:
-    """The installed jaxlib from its package metadata, as three numbers; () where there is none."""
+def jaxlib_version() -> str:
+    """The installed jaxlib from its package metadata, "" where there is none."""
     try:
-        return tuple(int(part) for part in re.findall(r"\d+", metadata.version("jaxlib"))[:3])
+        return metadata.version("jaxlib")
     except metadata.PackageNotFoundError:
-        return ()
+        return ""
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version's first three numbers: "0.10.2.dev3" is (0, 10, 2)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 @cache
@@ -78,8 +83,7 @@ def cache_folder() -> Path | None:
     if os.environ.get("POLYAK_STRICT", "0") not in ("", "0"):
         return None
     root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    version = ".".join(map(str, jaxlib_version()))
-    folder = root / "polyak" / f"jaxlib-{version}-{cpu()}"
+    folder = root / "polyak" / f"jaxlib-{jaxlib_version()}-{cpu()}"
     try:
         for place in (folder.parent, folder):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,20 +95,29 @@ def cache_folder() -> Path | None:
         return None
 
 
-def _settings() -> dict[str, bool | str | float | int]:
-    """jax's configuration, by its own names."""
-    settings: dict[str, bool | str | float | int] = {
-        "jax_cpu_enable_async_dispatch": False,  # an act() of 11 µs instead of 26
-    }
+def settle() -> None:
+    """What only jax itself can be told, once it is imported: to dispatch at once (an act() of 11 µs instead of 26).
+
+    It has no effect after the first computation, so `polyak`'s own names call it when they are first used.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _settings() -> dict[str, str | float | int]:
+    """jax's configuration of the compilation cache, by its own names; {} where there is none."""
     folder = cache_folder()
-    if folder is not None:
-        settings["jax_compilation_cache_dir"] = str(folder)
-        settings["jax_persistent_cache_min_compile_time_secs"] = 0.1  # first calls take 0.7 s instead of 4.0
-        settings["jax_persistent_cache_min_entry_size_bytes"] = -1
-    return settings
+    if folder is None:
+        return {}
+    return {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.1,  # first calls take 0.7 s instead of 4.0
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
 
 
-def _set(name: str, value: bool | str | float | int) -> None:
+def _set(name: str, value: str | float | int) -> None:
     """Into the environment, where jax reads it once imported; into jax itself where it already is."""
     variable = name.upper()
     if variable in os.environ:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, dataclass_transform
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ Rhythm = Annotated[float, "static"]
 
 Metrics = dict[str, Array]
 """Scalars by tag; NaN means "did not happen"."""
+
+
+T = TypeVar("T")
 
 
 class Transition(NamedTuple):
@@ -144,13 +147,18 @@ def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
     if field.type is float or "float" in wanted:
         if isinstance(value, int) and not isinstance(value, bool) and "int" not in wanted:
             value = float(value)
-        require(not isinstance(value, bool) or "bool" in wanted, f"{cls.__name__}: {field.name} is {value}, and must be a number")
+        require(
+            not isinstance(value, bool) or "bool" in wanted,
+            f"{cls.__name__}: {field.name} is {value}, and must be a number",
+        )
     if field.type is int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         require(whole, f"{cls.__name__}: {field.name} is {value!r}, and must be a whole number")
-    require(not (isinstance(value, float) and value != value), f"{cls.__name__}: {field.name} is NaN, and must be a number")
+    require(
+        not (isinstance(value, float) and value != value), f"{cls.__name__}: {field.name} is NaN, and must be a number"
+    )
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -176,7 +184,7 @@ def _checked_init(cls: type, static: set[str]) -> None:
 
 
 @dataclass_transform(frozen_default=True)
-def hyper[T](cls: type[T]) -> type[T]:
+def hyper(cls: type[T]) -> type[T]:
     """Make a class of hyper-parameters: a frozen dataclass that is a pytree.
 
     A field whose value is a float (or an array, a schedule, a network) is a leaf: traced, vmapped, swept without

@@ -168,7 +168,10 @@ def policy(space: Space, output: Array, log_std: Array | None = None, mask: Arra
             return Bernoulli(output)
         case _:
             shape = (*output.shape[:-1], math.prod(space.shape))
-            return Normal(output, jnp.broadcast_to(jnp.zeros(1) if log_std is None else log_std[(None,) * (output.ndim - 1)], shape))
+            return Normal(
+                output,
+                jnp.broadcast_to(jnp.zeros(1) if log_std is None else log_std[(None,) * (output.ndim - 1)], shape),
+            )
 
 
 def mask_of(obs: Any) -> Array | None:

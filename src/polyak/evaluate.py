@@ -68,7 +68,17 @@ def _of_size(spec: Spec, n: int) -> Spec:
 
 
 def _act(
-    agent: Any, state: Any, obs: Any, key: Array, t: Array, memory: Any, started: Array, *, explore: bool, spec: Spec, n: int
+    agent: Any,
+    state: Any,
+    obs: Any,
+    key: Array,
+    t: Array,
+    memory: Any,
+    started: Array,
+    *,
+    explore: bool,
+    spec: Spec,
+    n: int,
 ) -> Any:
     fresh = agent.memory(_of_size(spec, n))
     memory = where(started, fresh, memory) if jax.tree.leaves(fresh) else memory

@@ -102,7 +102,9 @@ class Conv:
             s, k = 1, k // s
         rows, cols = (x.shape[-3] - k) // s + 1, (x.shape[-2] - k) // s + 1
         patches = [
-            x[..., i : i + (rows - 1) * s + 1 : s, j : j + (cols - 1) * s + 1 : s, :] for i in range(k) for j in range(k)
+            x[..., i : i + (rows - 1) * s + 1 : s, j : j + (cols - 1) * s + 1 : s, :]
+            for i in range(k)
+            for j in range(k)
         ]
         return add_bias(jnp.concatenate(patches, axis=-1) @ W, self.b)
 
@@ -174,7 +176,10 @@ class CNN:
         *k_convs, k_dense = jax.random.split(key, len(self.filters) + 1)
         convs: list[Conv] = []
         for k_conv, (filters, kernel, stride) in zip(k_convs, self.filters, strict=True):
-            require(min(h, w) >= kernel, f"an image of {space.shape[:2]} pixels is too small for the CNN {self.filters}; give network=MLP(...) or smaller kernels")
+            require(
+                min(h, w) >= kernel,
+                f"an image of {space.shape[:2]} pixels is too small for the CNN {self.filters}; give network=MLP(...) or smaller kernels",
+            )
             convs.append(Conv.init(k_conv, c, filters, kernel, stride, init))
             h, w, c = (h - kernel) // stride + 1, (w - kernel) // stride + 1, filters
         return Convolutions(tuple(convs), Dense.init(k_dense, h * w * c, self.dense, init, math.sqrt(2.0)))
@@ -193,25 +198,37 @@ class MLP:
     cnn: CNN = CNN()
 
     def __post_init__(self) -> None:
-        require(all(isinstance(n, int) and n > 0 for n in self.sizes), f"a network's sizes are {self.sizes}, and must be positive whole numbers")
+        require(
+            all(isinstance(n, int) and n > 0 for n in self.sizes),
+            f"a network's sizes are {self.sizes}, and must be positive whole numbers",
+        )
         if self.activation not in ACTIVATIONS:
             raise PolyakError(f"there is no activation {self.activation!r}{nearest(self.activation, ACTIVATIONS)}")
 
     def _fronts(self, key: Array, space: Space) -> tuple[Convolutions, ...]:
         pictures = [inner for _, inner in observed(space) if isinstance(inner, Box) and inner.image]
-        return tuple(self.cnn.build(k, p, self.init) for k, p in zip(jax.random.split(key, max(1, len(pictures))), pictures, strict=False))
+        return tuple(
+            self.cnn.build(k, p, self.init)
+            for k, p in zip(jax.random.split(key, max(1, len(pictures))), pictures, strict=False)
+        )
 
     def stack(self, key: Array, fan_in: int) -> Stack:
         """The dense layers alone, on vectors of `fan_in`."""
         widths = (fan_in, *self.sizes)
         keys = jax.random.split(key, max(1, len(self.sizes)))
-        layers = [Dense.init(k, a, b, self.init, math.sqrt(2.0)) for k, a, b in zip(keys, widths, self.sizes, strict=False)]
+        layers = [
+            Dense.init(k, a, b, self.init, math.sqrt(2.0)) for k, a, b in zip(keys, widths, self.sizes, strict=False)
+        ]
         return Stack(tuple(layers), self.activation)
 
     def build(self, key: Array, space: Space) -> Torso:
         k_images, k_body = jax.random.split(key)
         images = self._fronts(k_images, space)
-        body = Stack((), self.activation) if isinstance(space, Box) and space.image else self.stack(k_body, width(space, self.cnn))
+        body = (
+            Stack((), self.activation)
+            if isinstance(space, Box) and space.image
+            else self.stack(k_body, width(space, self.cnn))
+        )
         return Torso(images, body, space)
 
     def critic(self, key: Array, space: Space, n_actions: int) -> Critic:
@@ -278,7 +295,11 @@ def _vector(space: Any, x: Array) -> Array:
 def encoded(space: Space, obs: Any, images: Sequence[Convolutions] = ()) -> list[Array]:
     """The observation's features, one array [..., n] per simple space inside `space`."""
     fronts = iter(images)
-    values = [v for (path, _), v in zip(leaves(space), jax.tree.leaves(obs), strict=True) if path.split("/")[-1] != "action_mask"]
+    values = [
+        v
+        for (path, _), v in zip(leaves(space), jax.tree.leaves(obs), strict=True)
+        if path.split("/")[-1] != "action_mask"
+    ]
     return [
         next(fronts)(x) if isinstance(inner, Box) and inner.image else _vector(inner, x)
         for (_, inner), x in zip(observed(space), values, strict=True)
@@ -418,4 +439,18 @@ class Value:
         return out[..., 0] if self.scalar else out
 
 
-__all__ = ["CNN", "MLP", "Conv", "Custom", "Dense", "Policy", "Stack", "Torso", "Value", "build", "build_critic", "feature_width", "orthogonal"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "Conv",
+    "Custom",
+    "Dense",
+    "Policy",
+    "Stack",
+    "Torso",
+    "Value",
+    "build",
+    "build_critic",
+    "feature_width",
+    "orthogonal",
+]

@@ -63,7 +63,9 @@ class Normalised:
 
     def __post_init__(self) -> None:
         inner = type(self.agent).__name__
-        sentence = f"Normalised takes on-policy agents, and {inner} replays observations that older statistics normalised"
+        sentence = (
+            f"Normalised takes on-policy agents, and {inner} replays observations that older statistics normalised"
+        )
         require(self.agent.on_policy, sentence)
         in_range(self, gamma=(0, 1), clip_obs=(1e-6, jnp.inf), clip_reward=(1e-6, jnp.inf), epsilon=(0, 1))
 
@@ -120,4 +122,3 @@ class Normalised:
 
 def _scales(space: Any) -> bool:
     return isinstance(space, Box) and not space.image and space.dtype.kind == "f"
-

@@ -1,7 +1,7 @@
 """Schedules, optimisers and target networks: how a number and a parameter change over a run."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ import optax
 from jax import Array
 
 from polyak.core import Counter, hyper, require
+
+T = TypeVar("T")
 
 
 @hyper
@@ -44,7 +46,9 @@ class Exponential:
     steps: float | None = None  # length in environment steps; filled in from the fraction when training starts
 
     def __post_init__(self) -> None:
-        require(self.start > 0 and self.end > 0, f"Exponential goes from {self.start} to {self.end}: both must be positive")
+        require(
+            self.start > 0 and self.end > 0, f"Exponential goes from {self.start} to {self.end}: both must be positive"
+        )
 
     def __call__(self, steps: Array) -> Array:
         return self.start * (self.end / self.start) ** _progress(self, steps)
@@ -69,7 +73,9 @@ Schedule = Constant | Linear | Exponential | Cosine
 def _progress(schedule: Any, steps: Array) -> Array:
     """The part of the schedule that is over, in [0, 1]."""
     name = type(schedule).__name__
-    require(schedule.steps is not None, f"{name} has no length in steps yet: resolve_schedules(agent, steps) gives it one")
+    require(
+        schedule.steps is not None, f"{name} has no length in steps yet: resolve_schedules(agent, steps) gives it one"
+    )
     return jnp.clip(steps / schedule.steps, 0.0, 1.0)
 
 
@@ -89,7 +95,7 @@ def resolve_schedules(agent: Any, steps: int) -> Any:
     return jax.tree.map(resolved, agent, is_leaf=_is_schedule)
 
 
-def now[T](agent: T, steps: Counter) -> T:
+def now(agent: T, steps: Counter) -> T:
     """The agent as it is at this point of the run: every schedule replaced by its present value."""
     count = steps.float()
     return jax.tree.map(lambda x: x(count) if _is_schedule(x) else x, agent, is_leaf=_is_schedule)

@@ -73,7 +73,15 @@ _PPO_CARTPOLE = Preset(
 _PPO_PENDULUM = Preset(
     f"{_ZOO}/ppo.yml, with independent noise instead of gSDE",
     100_000,
-    {"rollout_length": 1024, "batch_size": 64, "epochs": 10, "gamma": 0.9, "gae_lambda": 0.95, "lr": 1e-3, "clip_range": 0.2},
+    {
+        "rollout_length": 1024,
+        "batch_size": 64,
+        "epochs": 10,
+        "gamma": 0.9,
+        "gae_lambda": 0.95,
+        "lr": 1e-3,
+        "clip_range": 0.2,
+    },
     n_envs=4,
 )
 _DQN_CARTPOLE = Preset(
@@ -163,7 +171,9 @@ PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
 def presets(algorithm: str, env: str) -> dict[str, Preset]:
     """The presets for an environment by name, {} where there are none; our compiled worlds share Gymnasium's."""
     name = env.removeprefix("jax:")
-    return next((found for (a, e), found in PRESETS.items() if a == algorithm.lower() and fnmatch.fnmatchcase(name, e)), {})
+    return next(
+        (found for (a, e), found in PRESETS.items() if a == algorithm.lower() and fnmatch.fnmatchcase(name, e)), {}
+    )
 
 
 def preset(algorithm: str, env: str, name: str | None) -> Preset | None:

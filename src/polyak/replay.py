@@ -48,15 +48,22 @@ def ring(spec: Spec, capacity: int, rollout_length: int) -> Any:
     most = min(capacity, max(spec.steps, 1))
     lead = (max(1, math.ceil(most / (spec.n_envs * rollout_length))) * rollout_length, spec.n_envs)
     flags, index = jnp.zeros(lead, bool), jnp.zeros(lead, jnp.int32)
-    data = Transition(sample_obs(spec.obs, lead), sample_obs(spec.action, lead), jnp.zeros(lead), (), flags, ~index.astype(bool))
+    data = Transition(
+        sample_obs(spec.obs, lead), sample_obs(spec.action, lead), jnp.zeros(lead), (), flags, ~index.astype(bool)
+    )
     if not spec.frames:
         return Ring(data._replace(next_obs=sample_obs(spec.obs, lead), truncated=flags.copy()), Counter.of(0))
-    require(lead[0] > 2 * spec.frames, f"buffer_size is {capacity}: too small for stacks of {spec.frames} frames; make it larger")
+    require(
+        lead[0] > 2 * spec.frames,
+        f"buffer_size is {capacity}: too small for stacks of {spec.frames} frames; make it larger",
+    )
     newest = jnp.zeros_like(sample_obs(spec.obs, lead)[..., 0])
     ends = (lead[0] // 16 + rollout_length + 1, spec.n_envs)
     finals, final_row = jnp.zeros((*ends, *newest.shape[2:]), newest.dtype), jnp.full(ends, -1)
     none = jnp.zeros(spec.n_envs, jnp.int32)
-    return Frames(data._replace(obs=()), newest, index, index, finals, final_row, none, none, jnp.int32(0), Counter.of(0))
+    return Frames(
+        data._replace(obs=()), newest, index, index, finals, final_row, none, none, jnp.int32(0), Counter.of(0)
+    )
 
 
 def _write(rows: Any, new: Any, at: Array) -> Any:

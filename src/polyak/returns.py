@@ -48,9 +48,7 @@ def gae(
     return lax.scan(backwards, jnp.zeros_like(delta[0]), (delta, carry), reverse=True, unroll=4)[1]
 
 
-def lambda_return(
-    gamma: Any, lam: Any, reward: Reals, next_value: Reals, terminated: Flags, truncated: Flags
-) -> Reals:
+def lambda_return(gamma: Any, lam: Any, reward: Reals, next_value: Reals, terminated: Flags, truncated: Flags) -> Reals:
     """λ-returns, Sutton & Barto (2018), eq. 12.2 in its recursive form; λ = 1 is the discounted return.
 
     G = r + γ (1 − terminated) [(1 − λ′) V(s′) + λ′ G′] with λ′ = λ inside an episode and 0 at its end.
@@ -66,9 +64,7 @@ def lambda_return(
     return lax.scan(backwards, next_value[-1], steps, reverse=True)[1]
 
 
-def n_step_return(
-    gamma: Any, n: int, reward: Reals, next_value: Reals, terminated: Flags, truncated: Flags
-) -> Reals:
+def n_step_return(gamma: Any, n: int, reward: Reals, next_value: Reals, terminated: Flags, truncated: Flags) -> Reals:
     """n-step returns, Sutton & Barto (2018), eq. 7.1, which stop earlier at an end of episode or of the arrays.
 
     G = Σ_{i<k} γⁱ r_i + γᵏ (1 − terminated) V(s_k), where k ≤ n is the number of steps really taken.
@@ -76,7 +72,9 @@ def n_step_return(
     total = td_target(gamma, reward, terminated, next_value)
     for _ in range(n - 1):  # G_k of this step from G_{k−1} of the next
         later = jnp.concatenate([total[1:], next_value[-1:]])
-        total = jnp.where(terminated | truncated, td_target(gamma, reward, terminated, next_value), reward + gamma * later)
+        total = jnp.where(
+            terminated | truncated, td_target(gamma, reward, terminated, next_value), reward + gamma * later
+        )
     return total
 
 
@@ -91,4 +89,13 @@ def standardised(A: Array) -> Array:
     return (A - A.mean()) / (A.std() + 1e-8)
 
 
-__all__ = ["discount", "ended", "explained_variance", "gae", "lambda_return", "n_step_return", "standardised", "td_target"]
+__all__ = [
+    "discount",
+    "ended",
+    "explained_variance",
+    "gae",
+    "lambda_return",
+    "n_step_return",
+    "standardised",
+    "td_target",
+]

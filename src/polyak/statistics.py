@@ -11,19 +11,20 @@ With one seed there is no spread to resample, so the interval is (nan, nan), and
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from polyak.errors import PolyakError
 
 Floats: TypeAlias = NDArray[np.float64]
+Numbers: TypeAlias = Sequence[float] | Sequence[Sequence[float]] | NDArray[Any]
 
 ONE_SEED = "one seed: no interval"
 
 
-def iqm(x: ArrayLike) -> float:
+def iqm(x: Numbers) -> float:
     """The interquartile mean of all values of `x` (any shape, at least one value).
 
     Sort, drop floor(n/4) values at each end, average the rest: `scipy.stats.trim_mean(x, 0.25, axis=None)`, except
@@ -43,7 +44,7 @@ def _trimmed(rows: Floats) -> Floats:
     return np.where(np.isnan(rows).any(axis=1), np.nan, kept)
 
 
-def _tasks(scores: ArrayLike) -> Floats:
+def _tasks(scores: Numbers) -> Floats:
     """Scores [seeds] or [seeds, tasks] as [seeds, tasks]."""
     values = np.asarray(scores, np.float64)
     if values.ndim not in (1, 2) or values.size == 0:
@@ -68,7 +69,7 @@ def _percentiles(statistics: Floats, confidence: float) -> tuple[Floats, Floats]
 
 
 def interval(
-    scores: ArrayLike,
+    scores: Numbers,
     statistic: Callable[[Floats], float] = iqm,
     confidence: float = 0.95,
     resamples: int = 2000,
@@ -100,7 +101,7 @@ def interval(
 
 
 def probability_of_improvement(
-    a: ArrayLike, b: ArrayLike, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    a: Numbers, b: Numbers, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """The probability that a run of A scores higher than a run of B: P(A > B) + ½ P(A = B), with an interval.
 
@@ -150,10 +151,10 @@ class Verdict(NamedTuple):
 
 
 def pass_rule(
-    scores5: ArrayLike,
+    scores5: Numbers,
     bar: float,
     direction: str = "higher",
-    more5: ArrayLike | None = None,
+    more5: Numbers | None = None,
     published_sd: float | None = None,
 ) -> Verdict:
     """The two-stage pass rule of the acceptance benchmarks.
@@ -203,7 +204,7 @@ def _second_stage(ten: Floats, bar: float, sign: float, published_sd: float | No
     return Verdict(passed, True, 2, bar, iqm(ten[:5]), iqm(ten), low, high, mean, sd, text)
 
 
-def _five(scores: ArrayLike, stage: str) -> Floats:
+def _five(scores: Numbers, stage: str) -> Floats:
     values = np.asarray(scores, np.float64).ravel()
     if values.size != 5:
         raise PolyakError(f"{stage} of the pass rule takes 5 seeds, but got {values.size}.")
@@ -220,8 +221,8 @@ class Bands(NamedTuple):
 
 
 def bands(
-    steps: Sequence[ArrayLike],
-    values: Sequence[ArrayLike],
+    steps: Sequence[Numbers],
+    values: Sequence[Numbers],
     points: int = 200,
     confidence: float = 0.95,
     resamples: int = 1000,
@@ -259,7 +260,7 @@ def bands(
     return Bands(grid, centre, low, high)
 
 
-def _clean(steps: ArrayLike, values: ArrayLike) -> tuple[Floats, Floats]:
+def _clean(steps: Numbers, values: Numbers) -> tuple[Floats, Floats]:
     """One seed's curve: finite, sorted by step, the last value of equal steps."""
     x, y = np.asarray(steps, np.float64).ravel(), np.asarray(values, np.float64).ravel()
     if x.size != y.size:

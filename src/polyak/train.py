@@ -7,19 +7,23 @@ schedule and the learner, and agree bit for bit on a CPU. Neither writes files: 
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, seed_axes, where
 from polyak.envs.vector import Outcome, Vector
-from polyak.errors import PolyakError, RunError
+from polyak.errors import RunError
+from polyak.nets import sample_obs
 
+T = TypeVar("T")
+
+MARKED = 16  # an iteration of at least so many steps can be given up in the middle; shorter ones are awaited
 WINDOW = 100  # training episodes in rollout/ep_rew_mean
 
 
@@ -245,9 +249,7 @@ def _stack(states: list[Any]) -> Any:
 
 
 def _unstack(state: Any, axes: Any, k: int) -> Any:
-    return jax.tree.map(
-        lambda x: x if _is_counter(x) else jax.tree.map(lambda y: y[k], x), state, is_leaf=_is_counter
-    )
+    return jax.tree.map(lambda x: x if _is_counter(x) else jax.tree.map(lambda y: y[k], x), state, is_leaf=_is_counter)
 
 
 def _value(counter: Counter) -> int:
@@ -262,6 +264,15 @@ def _mean(values: np.ndarray) -> float:
 # -------------------------------------------------------------------------------------------------- the host crank
 
 
+class Keys(NamedTuple):
+    """The keys of one iteration, and the seed's own that they come from."""
+
+    run: Array
+    acting: Array
+    world: Array
+    update: Array
+
+
 class JaxSteps:
     """A JAX world with the host crank's interface: the same physics, stepped one jitted call at a time."""
 
@@ -269,7 +280,7 @@ class JaxSteps:
 
     def __init__(self, world: Any, spec: Spec, seed: int) -> None:
         self.vector = arrays_of(Vector(world, spec.n_envs))
-        k_init, self.key = agent_key(seed)
+        k_init, _ = agent_key(seed)
         self._k_world = jax.jit(lambda k: jax.random.split(k)[1])(k_init)
         self._reset, self._step = jax.jit(_world_reset), jax.jit(_world_step)
         self.ended: list[Any] = []
@@ -280,8 +291,8 @@ class JaxSteps:
         self.state, self.obs = self._reset(self.vector, self._k_world)
         return self.obs
 
-    def step(self, action: Any, iteration: Counter, t: Any) -> Any:
-        self.state, self.obs, out = self._step(self.vector, self.state, action, self.key, iteration, t)
+    def step(self, action: Any, k_world: Any, t: Any) -> Any:
+        self.state, self.obs, out = self._step(self.vector, self.state, action, k_world, t)
         ends = np.flatnonzero(np.asarray(out.terminated | out.truncated))
         self.ended += [JaxEpisode(float(out.episode_return[i]), int(out.episode_length[i])) for i in ends]
         return out._replace(episode_return=(), episode_length=()), self.obs
@@ -312,8 +323,7 @@ def _world_reset(vector: Vector, key: Array) -> Any:
     return vector.reset(key)
 
 
-def _world_step(vector: Vector, state: Any, action: Any, key: Array, iteration: Counter, t: Array) -> Any:
-    _, k_world, _ = _iteration_keys(key, iteration)
+def _world_step(vector: Vector, state: Any, action: Any, k_world: Array, t: Array) -> Any:
     return vector.step(state, action, jax.random.fold_in(k_world, t))
 
 
@@ -325,7 +335,7 @@ class HostSteps:
         self.reset, self.episodes = vector.reset, vector.episodes
         self.snapshot, self.restore, self.close = vector.snapshot, vector.restore, vector.close
 
-    def step(self, action: Any, iteration: Counter, t: Any) -> Any:
+    def step(self, action: Any, k_world: Any, t: Any) -> Any:
         out = self.vector.step(np.asarray(action))
         return out, out.obs
 
@@ -333,10 +343,8 @@ class HostSteps:
 class Seed:
     """One seed on the host crank: its agent's state, its worlds, and where it stands."""
 
-    def __init__(self, agent: Any, spec: Spec, world: Any, seed: int, start: Callable[..., Any]) -> None:
-        k_init, self.key = agent_key(seed)
-        self.agent_state, self.memory = start(agent, k_init)
-        self.world, self.seed = world, seed
+    def __init__(self, spec: Spec, world: Any, seed: int, leaves: list[Array], memory: Any, keys: "Keys") -> None:
+        self.world, self.seed, self.leaves, self.memory, self.keys = world, seed, leaves, memory, keys
         self.obs: Any = world.reset()
         self.started = np.ones(spec.n_envs, bool)
         self.iteration = 0
@@ -349,6 +357,9 @@ class Seed:
 class Host:
     """The host crank over several seeds, each with worlds and a state of its own.
 
+    An agent's state stays flat here, a list of arrays: to flatten and rebuild the tree at every step costs as much as a
+    small network does. `act` is handed only those leaves that it reads.
+
     Args:
         world: seed ↦ worlds with reset, step, episodes, snapshot, restore, close.
     """
@@ -358,10 +369,20 @@ class Host:
 
     def __init__(self, agent: Agent, world: Callable[[int], Any], spec: Spec, seeds: Sequence[int]) -> None:
         self.agent, self.spec, self.seeds = arrays_of(agent), spec, tuple(seeds)
-        self._act = jax.jit(functools.partial(_call_act, spec=spec))
-        self._update = jax.jit(_call_update, donate_argnums=1)
-        start = jax.jit(functools.partial(_call_start, spec=spec))
-        self.all = [Seed(self.agent, spec, world(seed), seed, start) for seed in self.seeds]
+        self._start = jax.jit(functools.partial(_call_start, spec=spec))
+        self._keys = jax.jit(_iteration_keys)
+        shapes = jax.eval_shape(self._start, self.agent, jax.random.key(0))[0]
+        self._tree = jax.tree.structure(shapes)
+        self._act, self._read = _pruned_act(self.agent, spec, jax.tree.leaves(shapes), self._tree)
+        self._update = jax.jit(functools.partial(_call_update, tree=self._tree), donate_argnums=1)
+        self.all = [self._seed(world(seed), seed) for seed in self.seeds]
+
+    def _seed(self, world: Any, seed: int) -> Seed:
+        k_init, k_run = agent_key(seed)
+        state, memory = self._start(self.agent, k_init)
+        keys = Keys(k_run, *self._keys(k_run, _words(0)))
+        # A copy of every leaf: two leaves of a fresh state may share one buffer, which can be donated only once.
+        return Seed(self.spec, world, seed, [jnp.array(x, copy=True) for x in jax.tree.leaves(state)], memory, keys)
 
     def advance(self, n: int, stop: threading.Event | None = None) -> list[Report]:
         """n iterations of every seed, or fewer where `stop` is set meanwhile; an iteration begun is left unfinished."""
@@ -377,43 +398,46 @@ class Host:
                 break
             tallies.append(metrics)
             finished += self._finished(seed)
-        return Report(_tallied(tallies), _mean(np.asarray(seed.returns)), _mean(np.asarray(seed.lengths)), seed.ended, tuple(finished))
+        means = _mean(np.asarray(seed.returns)), _mean(np.asarray(seed.lengths))
+        return Report(_tallied(tallies), *means, seed.ended, tuple(finished))
 
     def _finished(self, seed: Seed) -> list[Any]:
         """The training episodes that ended, entered among the recent ones."""
         episodes = seed.world.episodes()
         for episode in episodes:
-            seed.returns, seed.lengths = [*seed.returns, episode.ret][-WINDOW:], [*seed.lengths, episode.length][-WINDOW:]
+            seed.returns, seed.lengths = (
+                [*seed.returns, episode.ret][-WINDOW:],
+                [*seed.lengths, episode.length][-WINDOW:],
+            )
         seed.ended += len(episodes)
         return episodes
 
     def _iterate(self, seed: Seed, stop: threading.Event | None) -> Metrics | None:
         """One iteration of one seed; None where it was given up in the middle, and the mark says where it began."""
-        counter = _words(seed.iteration)
         T = self.agent.rollout_length
-        seed.mark = self._mark(seed) if T >= 16 else None
+        seed.mark = seed.world.snapshot() if T >= MARKED else None
+        read = [seed.leaves[i] for i in self._read]
         records: list[Transition] = []
         first: Any = ()
         memory, obs, started = seed.memory, seed.obs, seed.started
         for t in range(T):
             if seed.mark is not None and stop is not None and stop.is_set():
                 return None
-            action, memory, used = self._act(self.agent, seed.agent_state, obs, seed.key, counter, np.int32(t), memory, started)
+            action, memory, used = self._act(read, obs, seed.keys.acting, np.int32(t), memory, started)
             first = used if t == 0 else first
-            out, after = seed.world.step(action, counter, np.int32(t))
+            out, after = seed.world.step(action, seed.keys.world, np.int32(t))
             records.append(Transition(obs, action, out.reward, out.next_obs, out.terminated, out.truncated))
             obs, started = after, out.terminated | out.truncated
         rollout = Rollout(_stacked(records), first)
-        seed.agent_state, metrics = self._update(self.agent, seed.agent_state, rollout, seed.key, counter)
+        counter = _words(seed.iteration + 1)
+        seed.leaves, seed.keys, metrics = self._update(self.agent, seed.leaves, rollout, seed.keys, counter)
         seed.memory, seed.obs, seed.started, seed.mark = memory, obs, np.asarray(started), None
         seed.iteration += 1
         return metrics
 
-    def _mark(self, seed: Seed) -> dict[str, Any]:
-        return seed.world.snapshot()
-
     def agent_state(self, k: int) -> Any:
-        return self.all[k].agent_state
+        """The state of the k-th seed's agent."""
+        return jax.tree.unflatten(self._tree, self.all[k].leaves)
 
     def iterations(self) -> int:
         return min(seed.iteration for seed in self.all)
@@ -425,7 +449,7 @@ class Host:
         for seed in self.all:
             name = f"seed_{seed.seed}"
             world = seed.mark if seed.mark is not None else seed.world.snapshot()
-            arrays |= named((seed.agent_state, seed.memory), f"{name}/agent")
+            arrays |= named((jax.tree.unflatten(self._tree, seed.leaves), seed.memory), f"{name}/agent")
             arrays |= {f"{name}/world/{key}": value for key, value in world.items() if isinstance(value, np.ndarray)}
             arrays[f"{name}/started"] = seed.started
             arrays[f"{name}/recent"] = np.asarray([seed.returns, seed.lengths], np.float64)
@@ -436,7 +460,9 @@ class Host:
     def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         for seed in self.all:
             name = f"seed_{seed.seed}"
-            seed.agent_state, seed.memory = filled((seed.agent_state, seed.memory), arrays, f"{name}/agent")
+            state = jax.tree.unflatten(self._tree, seed.leaves)
+            state, seed.memory = filled((state, seed.memory), arrays, f"{name}/agent")
+            seed.leaves = jax.tree.leaves(state)
             prefix = f"{name}/world/"
             world = {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
             seed.obs = seed.world.restore(world | meta[name]["world"])
@@ -444,6 +470,7 @@ class Host:
             returns, lengths = arrays[f"{name}/recent"]
             seed.returns, seed.lengths = returns.tolist(), lengths.tolist()
             seed.iteration, seed.ended = meta[name]["iteration"], meta[name]["episodes"]
+            seed.keys = Keys(seed.keys.run, *self._keys(seed.keys.run, _words(seed.iteration)))
 
     def close(self) -> None:
         for seed in self.all:
@@ -459,19 +486,39 @@ def _call_start(agent: Any, k_init: Array, *, spec: Spec) -> Any:
     return agent.init(k_agent, spec), agent.memory(spec)
 
 
-def _call_act(
-    agent: Any, state: Any, obs: Any, key: Array, iteration: Counter, t: Array, memory: Any, started: Array, *, spec: Spec
-) -> Any:
-    """(action, the memory after it, the memory it was acted with)."""
-    k_acting, _, _ = _iteration_keys(key, iteration)
-    memory = _fresh_memory(agent, spec, started, memory)
-    action, after = agent.act(state, obs, jax.random.fold_in(k_acting, t), memory, explore=True)
-    return action, after, memory
+def _pruned_act(agent: Any, spec: Spec, shapes: list[Any], tree: Any) -> tuple[Callable[..., Any], list[int]]:
+    """(jitted act on a list of leaves, the places of these leaves in the agent's state): those that acting reads."""
+
+    def act(leaves: list[Any], obs: Any, k_acting: Array, t: Array, memory: Any, started: Array) -> Any:
+        """(action, the memory after it, the memory it was acted with)."""
+        memory = _fresh_memory(agent, spec, started, memory)
+        state = jax.tree.unflatten(tree, leaves)
+        action, after = agent.act(state, obs, jax.random.fold_in(k_acting, t), memory, explore=True)
+        return action, after, memory
+
+    n = spec.n_envs
+    example = (sample_obs(spec.obs, (n,)), jax.random.key(0), jnp.int32(0), agent.memory(spec), jnp.ones(n, bool))
+    jaxpr = jax.make_jaxpr(act)(shapes, *example).jaxpr
+    touched = {v for equation in jaxpr.eqns for v in equation.invars if isinstance(v, jax.extend.core.Var)}
+    touched |= {v for v in jaxpr.outvars if isinstance(v, jax.extend.core.Var)}
+    read = [i for i in range(len(shapes)) if jaxpr.invars[i] in touched]
+    unread = [None] * len(shapes)
+
+    def act_on(leaves: list[Any], *args: Any) -> Any:
+        whole: list[Any] = list(unread)
+        for i, leaf in zip(read, leaves, strict=True):
+            whole[i] = leaf
+        return act(whole, *args)
+
+    return jax.jit(act_on), read
 
 
-def _call_update(agent: Any, state: Any, rollout: Rollout, key: Array, iteration: Counter) -> Any:
-    _, _, k_update = _iteration_keys(key, iteration)
-    return agent.update(state, rollout, k_update)
+def _call_update(
+    agent: Any, leaves: list[Array], rollout: Rollout, keys: Keys, after: Counter, *, tree: Any
+) -> tuple[list[Array], Keys, Metrics]:
+    """(the state's leaves after the update, the keys of the iteration `after` it, metrics)."""
+    state, metrics = agent.update(jax.tree.unflatten(tree, leaves), rollout, keys.update)
+    return jax.tree.leaves(state), Keys(keys.run, *_iteration_keys(keys.run, after)), metrics
 
 
 def _stacked(records: list[Transition]) -> Transition:
@@ -503,7 +550,7 @@ def named(tree: Any, prefix: str) -> dict[str, np.ndarray]:
     return out
 
 
-def filled[T](tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
+def filled(tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
     """The state with every leaf taken from `arrays`; a leaf that is missing or of another shape is refused by name."""
 
     def leaf(path: Any, old: Any) -> Any:
@@ -512,7 +559,9 @@ def filled[T](tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
         new = arrays.get(name)
         if new is None or new.shape != like.shape or new.dtype != like.dtype:
             found = "nothing" if new is None else f"{new.dtype}{list(new.shape)}"
-            raise RunError(f"the checkpoint holds {found} for {name}, and {like.dtype}{list(like.shape)} is needed: it is of another agent")
+            raise RunError(
+                f"the checkpoint holds {found} for {name}, and {like.dtype}{list(like.shape)} is needed: it is of another agent"
+            )
         # A copy: jit may alias aligned memory of numpy, and this state will be donated.
         value = jnp.array(new, copy=True)
         return jax.random.wrap_key_data(value) if _is_key(old) else value

@@ -40,7 +40,7 @@ def whole(flag: str, text: str) -> int:
         PolyakError: not a number, not whole, or too large for a double to hold exactly.
     """
     if re.fullmatch(r"[+-]?\d+(_\d+)*", text.strip()):
-        if len(text) > 24:
+        if len(text.replace("_", "")) > 24:
             raise PolyakError(f"{flag} has {len(text)} digits, which is too large")
         return int(text)
     value = number(flag, text)

@@ -68,14 +68,19 @@ class DQN:
     on_policy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        in_range(self, gamma=(0, 1), tau=(0, 1), eps_start=(0, 1), eps_end=(0, 1), lr=(0, jnp.inf), eps_steps=(1, 1 << 40))
+        in_range(
+            self, gamma=(0, 1), tau=(0, 1), eps_start=(0, 1), eps_end=(0, 1), lr=(0, jnp.inf), eps_steps=(1, 1 << 40)
+        )
         in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
         in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24))
         require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
 
     def init(self, key: Array, spec: Spec) -> State:
         takes = isinstance(spec.action, Discrete)
-        require(takes, f"DQN can't take actions {describe(spec.action)}: it takes Discrete; PPO and SAC take Box, PPO the others")
+        require(
+            takes,
+            f"DQN can't take actions {describe(spec.action)}: it takes Discrete; PPO and SAC take Box, PPO the others",
+        )
         check_rhythm("DQN", self, spec.n_envs)
         k_torso, k_head = jax.random.split(key)
         torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)

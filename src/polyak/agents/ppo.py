@@ -84,7 +84,10 @@ class PPO:
 
     def init(self, key: Array, spec: Spec) -> State:
         takes = isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box)
-        require(takes, f"PPO can't take actions {describe(spec.action)}: it takes Discrete, MultiDiscrete, MultiBinary and Box")
+        require(
+            takes,
+            f"PPO can't take actions {describe(spec.action)}: it takes Discrete, MultiDiscrete, MultiBinary and Box",
+        )
         total = self.rollout_length * spec.n_envs
         whole = f"PPO: batch_size {self.batch_size} must divide rollout_length {self.rollout_length} × n_envs {spec.n_envs} = {total}"
         require(total % self.batch_size == 0, whole)

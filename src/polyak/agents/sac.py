@@ -161,7 +161,9 @@ class SAC:
         if self.ent_coef == "auto":
             log_alpha, alpha_opt = descend(self._rule(), self.lr, surplus, alpha_opt, log_alpha)  # (4)
         targets = polyak(state.targets, critics, self.tau)  # (5)
-        learned = state._replace(actor=actor, critics=critics, targets=targets, log_alpha=log_alpha, opts=(actor_opt, critic_opt, alpha_opt))
+        learned = state._replace(
+            actor=actor, critics=critics, targets=targets, log_alpha=log_alpha, opts=(actor_opt, critic_opt, alpha_opt)
+        )
         metrics = {"train/actor_loss": actor_value, "train/critic_loss": critic_value, "train/ent_coef": alpha}
         return learned, metrics | {"train/ent_coef_loss": state.log_alpha * surplus}
 

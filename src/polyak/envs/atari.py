@@ -130,11 +130,13 @@ class Atari:
         lost = 0 < lives < self._lives and not over
         self._lives, self._fire_due = lives, lost
         self._push(self._picture())
+        # Before a lost life starts the stack anew: what is returned is always the true successor.
+        obs = self._stack.copy()
         info: dict[str, Any] = {"lives": lives}
         signal = self._signal(reward, lost)
         if signal:
             info["polyak"] = signal
-        return self._stack.copy(), reward, over, not over and self._count >= self.max_frames, info
+        return obs, reward, over, not over and self._count >= self.max_frames, info
 
     def _signal(self, reward: float, lost: bool) -> dict[str, Any]:
         """What the learner gets instead of the five returned values, where that differs."""

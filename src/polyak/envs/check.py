@@ -197,18 +197,19 @@ def _check_world(source: Source, steps: int, spaces: Finding) -> Report:
     from polyak.envs.vector import Vector
 
     vector = Vector(source.world, 1)
-    key = jax.random.key(0)
     step = jax.jit(vector.step)
     actions = random_actions(source.action_space, steps, np.random.default_rng(0))
     runs: list[list[Any]] = []
     rate = 0.0
     for _ in range(2):
-        state, obs = jax.jit(vector.reset)(key)
+        k_reset, k_steps = jax.random.split(jax.random.key(0))
+        k_step = jax.random.split(k_steps, steps)
+        state, obs = jax.jit(vector.reset)(k_reset)
         seen: list[Any] = [obs]
         begin = time.perf_counter()
         for k in range(steps):
             action = jax.tree.map(lambda a, k=k: a[k][None], actions)
-            state, obs, outcome = step(state, action, jax.random.fold_in(key, k))
+            state, obs, outcome = step(state, action, k_step[k])
             seen.append((obs, outcome.next_obs, outcome.reward))
         rate = steps / (time.perf_counter() - begin)
         runs.append(jax.device_get(seen))

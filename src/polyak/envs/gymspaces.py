@@ -5,6 +5,7 @@ A space is walked once into its leaves (the simple spaces inside a Dict or Tuple
 arrays allocated once, because the per-step cost of a cheap environment is the cost of these few calls.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,12 +57,12 @@ def our_space(space: Any, name: str, *, action: bool = False) -> spaces.Space:
     Errors:
         PolyakError: for a space that polyak does not take; `name` says whose it is.
     """
+    list(gym_leaves(space, name))  # refuses what is not supported, with its path
     kind = type(space).__name__
     if kind == "Dict":
         return spaces.Dict({str(k): our_space(v, name, action=action) for k, v in space.spaces.items()})
     if kind == "Tuple":
         return spaces.Tuple([our_space(v, name, action=action) for v in space.spaces])
-    next(gym_leaves(space, name))  # refuses what is not simple either
     if kind == "Discrete":
         return spaces.Discrete(int(space.n))
     if kind == "MultiDiscrete":
@@ -236,15 +237,16 @@ class ActionLeaf:
             self.low, self.high = np.asarray(space.low, np.float64), np.asarray(space.high, np.float64)
             self.bounded = bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
             self.unit = self.bounded and bool((self.low == -1).all() and (self.high == 1).all())
-            # Bounds in the dtype that is sent: rounding must not carry an action out of the space.
+            # In the dtype that is sent, for the common case that needs no arithmetic.
             self._low, self._high = np.asarray(space.low), np.asarray(space.high)
-            self._half, self._centre = (self.high - self.low) / 2, (self.high + self.low) / 2
+            if self.bounded:
+                self._half, self._centre = (self.high - self.low) / 2, (self.high + self.low) / 2
         else:
             size = {"Discrete": "n", "MultiDiscrete": "nvec"}.get(kind)
-            self.start: Any = getattr(space, "start", 0) if size else 0
-            self._size: Any = np.asarray(getattr(space, size) if size else 2).reshape(-1)
-            if self._size.size == 1 or (self._size == self._size[0]).all():
-                self._size = int(self._size[0])
+            start: Any = np.asarray(getattr(space, "start", 0) if size else 0, np.int64)
+            self._start = start if start.any() else None
+            sizes: Any = np.asarray(getattr(space, size) if size else 2).reshape(-1).astype(np.uint64)
+            self._size: Any = sizes[0] if (sizes == sizes[0]).all() else sizes
 
     def sent(self, action: Any, n: int) -> Array:
         """The agent's actions [N, ...] as the environments take them, [N, ...] in their dtype and bounds, fresh.
@@ -261,34 +263,42 @@ class ActionLeaf:
         if array.dtype.kind not in "iub":
             raise ValueError(f"{self.name} has dtype {array.dtype}; a {self.kind} takes integers")
         array = array.astype(np.int64)
-        good = np.count_nonzero(array >= 0) + np.count_nonzero(array < self._size)
-        if good != 2 * array.size:
-            wrong = np.argwhere((array < 0) | (array >= self._size))[0]
+        # Seen without its sign, a negative number is larger than any size: one comparison serves both ends.
+        below = array.view(np.uint64) < self._size
+        if np.count_nonzero(below) != array.size:
+            wrong = np.argwhere(~below)[0]
             value = array[tuple(wrong)]
             raise ValueError(f"{self.name} of environment {wrong[0]} is {value}, out of 0 … {self._top()}")
         if array.ndim > 1:
             array = array.reshape(n, *self.shape)
-        array += np.asarray(self.start, np.int64)
+        if self._start is not None:
+            array += self._start
         return array if self.dtype == np.int64 else array.astype(self.dtype)
 
     def _top(self) -> str:
-        return str(np.asarray(self._size - 1).tolist())
+        return str((np.asarray(self._size, np.int64) - 1).tolist())
 
     def _box(self, array: Array) -> Array:
         flat = array.ravel()
         if array.dtype.kind != "f":
             raise ValueError(f"{self.name} has dtype {array.dtype}; a Box takes floats")
-        if not np.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():
+        # The sum of squares is finite where all are (else, or where it overflows, look closely): a fifth of the cost.
+        if not math.isfinite(flat.dot(flat)) and not np.isfinite(flat).all():
             at = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
             raise ValueError(f"{self.name}{list(at[1:])} of environment {at[0]} is {array[at]}")
         if self.unit and self.dtype == array.dtype:
             return np.minimum(np.maximum(array, self._low), self._high)
-        if self.bounded:
-            array = np.minimum(np.maximum(array, -1.0), 1.0) * self._half + self._centre
+        if not self.bounded:
+            return np.minimum(np.maximum(array, self.low), self.high).astype(self.dtype)
+        wide = array.astype(np.float64)
+        wide *= self._half
+        wide += self._centre
+        # Clipping to the bounds here is clipping to [−1, 1] before: the map is monotone, and meets them at ±1.
+        np.maximum(wide, self.low, out=wide)
+        np.minimum(wide, self.high, out=wide)
         if self.dtype.kind in "iu":
-            array = np.rint(array)
-        array = np.minimum(np.maximum(array, self.low), self.high).astype(self.dtype)
-        return np.minimum(np.maximum(array, self._low), self._high)
+            np.rint(wide, out=wide)
+        return wide.astype(self.dtype)
 
 
 def random_actions(space: spaces.Space, n: int, rng: np.random.Generator, mask: Array | None = None) -> Any:

@@ -34,6 +34,7 @@ from polyak.envs.gymspaces import (
 )
 from polyak.envs.watchdog import WATCHDOG
 from polyak.errors import EnvError, PolyakError
+from polyak.spaces import describe
 
 DEADLINE_S = 60.0
 _REAL = (int, float, np.integer, np.floating)
@@ -379,12 +380,13 @@ class HostVector:
         if not self._ready:
             raise PolyakError(f"{self.name}: call reset() before step()")
         if self._t == len(self._logs[0]):
-            self._make_room()
+            self._free_rows()
         try:
             for leaf, log in zip(self._actions, self._logs, strict=True):
                 log[self._t] = leaf.sent(action if self._flat_action else part(action, leaf.path), self.n_envs)
         except (LookupError, TypeError) as error:
-            raise EnvError(f"{self.name}: the action does not have the action space's structure ({error})") from error
+            wanted = describe(self.action_space)
+            raise EnvError(f"{self.name}: the action is not nested as {wanted} is (seed {self.seed})") from error
         except ValueError as error:
             at = ", ".join(f"{e}/{self._t - s}" for e, s in zip(self._episode[:4], self._start[:4], strict=True))
             raise EnvError(
@@ -393,7 +395,7 @@ class HostVector:
         self._t += 1
         return self._t - 1
 
-    def _make_room(self) -> None:
+    def _free_rows(self) -> None:
         """Drops the log of finished episodes, or doubles it where the episodes in flight need all of it."""
         first = min(self._start)
         if first < self._t // 2:

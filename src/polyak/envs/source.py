@@ -1,8 +1,10 @@
 """From what a user names to environments that can be stepped; heavy packages are imported where they are needed.
 
-    "CartPole-v1"      Gymnasium's registry            "ale:Pong"     Atari with the preprocessing of 2013
-    "jax:CartPole-v1"  our compiled worlds             "envpool:X"    EnvPool
-    an instance, a factory (of single environments or of vectors), a Gymnasium vector env, or a JAX world
+- `"CartPole-v1"`: Gymnasium's registry;
+- `"jax:CartPole-v1"`: our compiled worlds;
+- `"ale:Pong"`: Atari with the preprocessing of 2013;
+- `"envpool:Ant-v4"`: EnvPool;
+- an instance, a factory (of single environments or of vectors), a Gymnasium vector env, or a JAX world.
 """
 
 import re
@@ -220,8 +222,8 @@ def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
         gym.spec(name)
     except gym.error.Error as error:
         raise PolyakError(
-            f"there is no environment {name!r} (one that another package registers needs `--allow-import PKG` with that "
-            f"package's name){nearest(name, gym.registry)}"
+            f"there is no environment {name!r} (one that another package registers needs `--allow-import PKG` with "
+            f"that package's name){nearest(name, gym.registry)}"
         ) from error
 
     def make(**mode: Any) -> Any:
@@ -239,11 +241,11 @@ def _atari(game: str, kwargs: dict[str, Any], deadline: float) -> Source:
     def make(**mode: Any) -> Any:
         return _made(lambda: Atari(game, **{**kwargs, **mode}), name, kwargs)
 
-    def make_eval(**mode: Any) -> Any:
+    def whole(**mode: Any) -> Any:
         # Full games in raw points: a lost life does not end them, and no reward is clipped.
         return make(life_loss=False, clip_rewards=False, **mode)
 
-    return _singles(name, make, make_eval, kwargs, deadline, video=_with_mode(make_eval))
+    return _singles(name, make, whole, kwargs, deadline, video=_with_mode(whole))
 
 
 def _envpool(task: str, kwargs: dict[str, Any], deadline: float) -> Source:
@@ -368,7 +370,7 @@ def _instance(env: Any, deadline: float) -> Source:
 def _singles(
     name: str,
     make: Make,
-    make_eval: Make | None,
+    remake: Make | None,
     kwargs: dict[str, Any],
     deadline: float,
     *,
@@ -396,11 +398,11 @@ def _singles(
         return vector
 
     def evaluation(n: int, seed: int) -> HostVector:
-        assert make_eval is not None
+        assert remake is not None
         # An evaluation starts at episode 0 and is never resumed half-way, so nothing needs proof.
-        return HostVector(make_eval, n, seed, "eval", tier=Tier(3, "not proved"), **options)
+        return HostVector(remake, n, seed, "eval", tier=Tier(3, "not proved"), **options)
 
-    both = {"train": train, "evaluation": None if make_eval is None else evaluation}
+    both = {"train": train, "evaluation": None if remake is None else evaluation}
     return Source(name, spaces, **both, video=video, kwargs=kwargs, frames=frames, n_envs=n_envs)
 
 

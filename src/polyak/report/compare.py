@@ -85,9 +85,8 @@ def _overview(files: Sequence[RunFiles], names: Sequence[str]) -> str:
         env = f"<td>{clean(f.env)}</td>" if several else ""
         cells = "".join(f'<td class="number">{cell}</td>' for cell in _cells(f))
         short = clean(exactness(f).split(":")[0])
-        rows.append(
-            f"<tr><th>{_swatch(name, k)}</th><td>{clean(f.algorithm)}</td>{env}{cells}<td class='name'>{short}</td></tr>"
-        )
+        first = f"<th>{_swatch(name, k)}</th><td>{clean(f.algorithm)}</td>{env}"
+        rows.append(f'<tr>{first}{cells}<td class="name">{short}</td></tr>')
     text = "IQM over seeds of the final evaluation's mean return, with a 95 % bootstrap interval."
     if {f.score.source for f in files} != {"summary"}:
         text += " Where a run has no final evaluation, its latest evaluation or its training return stands in."

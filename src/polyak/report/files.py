@@ -55,7 +55,7 @@ class Score:
     low: float
     high: float
     mean: float
-    episodes: int | None
+    episodes: int | None  # of every seed
     source: str  # "summary", "evaluations", "training" or "nothing"
 
 
@@ -110,7 +110,7 @@ class RunFiles:
             return of_summary
         if self.evaluations:
             last = {seed: float(e.means()[-1]) for seed, e in self.evaluations.items()}
-            return _score_of(last, sum(e.results.shape[1] for e in self.evaluations.values()), "evaluations")
+            return _score_of(last, max(e.results.shape[1] for e in self.evaluations.values()), "evaluations")
         curves = self.metrics.get("rollout/ep_rew_mean", {})
         if curves:
             return _score_of({seed: float(y[-1]) for seed, (_, y) in curves.items()}, None, "training")

@@ -101,7 +101,7 @@ def _head(files: RunFiles) -> str:
     steps = number(summary.get("steps", config.get("steps")))
     facts = [
         ("Seeds", str(len(seeds)) if seeds else "–"),
-        ("Evaluation episodes", data(float(score.episodes), 0) if score.episodes is not None else "–"),
+        ("Evaluation episodes per seed", data(float(score.episodes), 0) if score.episodes else "–"),
         ("Steps per seed", data(steps, 0)),
         ("Training return, IQM", _training_return(files)),
         ("Steps per second", data(number(times.get("fps")), 0)),
@@ -137,7 +137,7 @@ def result(score: Score) -> str:
     seeds = f"over {count} seeds" if count > 1 else ONE_SEED if count == 1 else ""
     what = f"IQM of the mean returns {SOURCES.get(score.source, 'of the final evaluation')}"
     interval = "95 % bootstrap interval " if around else ""
-    episodes = f", {score.episodes:,} episodes" if score.episodes is not None else ""
+    episodes = f", {score.episodes:,} episodes{' each' * (count > 1)}" if score.episodes else ""
     mean = "" if math.isnan(score.mean) else f" Mean {data(score.mean, places)}."
     tail = f"; {interval}{seeds}{episodes}.{mean}"
     return (
@@ -328,9 +328,9 @@ def exactness(files: RunFiles) -> str:
     """The tier of exactness in words, with what the run itself says about it."""
     tier, exact = files.summary.get("tier"), files.summary.get("exact")
     words = TIERS.get(int(tier), "") if isinstance(tier, int | float) else str(tier or "")
+    if exact is False and tier != 3:
+        return f"not exact: the run may differ from one that was not interrupted ({words or 'no tier recorded'})"
     said = "" if exact is None or isinstance(exact, bool) else str(exact)
-    if exact is False and not words.startswith("exact between"):
-        said = "not exact"
     return "; ".join(filter(None, [words, said])) or ("exact" if exact is True else "not recorded yet")
 
 

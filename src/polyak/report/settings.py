@@ -27,7 +27,7 @@ class Setting:
     @property
     def origin(self) -> str:
         if self.preset is not _ABSENT:
-            return "preset" if same(self.value, self.preset) else f"set here; the preset has {brief(self.preset)}"
+            return "preset" if of_preset(self.value, self.preset) else f"set here; the preset has {brief(self.preset)}"
         return "set here" if self.changed else "default" if self.default is not _ABSENT else ""
 
 
@@ -39,27 +39,27 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b) or (isinstance(a, float) and isinstance(b, float) and math.isnan(x) and math.isnan(y))
 
 
+def of_preset(value: Any, preset: Any) -> bool:
+    """Whether a value is the preset's: a schedule's length in steps is resolved at the start, so it does not count."""
+    if isinstance(value, dict) and isinstance(preset, dict):
+        ours, theirs = cast("dict[str, Any]", value), cast("dict[str, Any]", preset)
+        if "schedule" in theirs and theirs.get("steps") is None:
+            return {k: v for k, v in ours.items() if k != "steps"} == {k: v for k, v in theirs.items() if k != "steps"}
+    return same(value, preset)
+
+
 def settings(files: RunFiles) -> list[Setting]:
-    """The agent's fields in their order; nested agents (a wrapper's) are written with a dot."""
-    agent = block(files.config, "agent")
-    presets = block(files.config, "presets")
-    rows: list[Setting] = []
-    _walk(rows, "", block(agent, "fields"), block(agent, "defaults"), presets)
-    return rows
-
-
-def _walk(
-    rows: list[Setting], path: str, fields: Mapping[str, Any], defaults: Mapping[str, Any], presets: Mapping[str, Any]
-) -> None:
-    """Appends the settings under `path`; a mapping is opened where its default has the same keys."""
-    for key, value in fields.items():
-        name, default = f"{path}{key}", defaults.get(key, _ABSENT)
-        if isinstance(value, dict) and isinstance(default, dict):
-            inner, usual = cast("dict[str, Any]", value), cast("dict[str, Any]", default)
-            if inner.keys() == usual.keys():
-                _walk(rows, f"{name}.", inner, usual, presets)
-                continue
-        rows.append(Setting(name, value, default, presets.get(name, presets.get(key, _ABSENT))))
+    """The agent's fields in their order, and whether a `Normalised` wraps it, with the wrapper's fields."""
+    agent, presets = block(files.config, "agent"), block(files.config, "presets")
+    defaults = block(agent, "defaults")
+    rows = [
+        Setting(name, value, defaults.get(name, _ABSENT), presets.get(name, _ABSENT))
+        for name, value in block(agent, "fields").items()
+    ]
+    if "normalised" in agent:
+        preset = bool(presets["normalised"]) if "normalised" in presets else _ABSENT
+        rows.append(Setting("normalised", agent["normalised"] is not None, False, preset))
+    return rows + [Setting(f"normalised.{name}", value) for name, value in block(agent, "normalised").items()]
 
 
 def surroundings(files: RunFiles) -> dict[str, Any]:
@@ -77,7 +77,12 @@ def configuration(files: RunFiles) -> str:
     changed = sum(row.changed for row in rows)
     preset = block(files.config, "run").get("preset")
     text = f"{changed} of {len(rows)} hyper-parameters differ from the defaults; they are marked."
-    text += f" The preset in use is {clean(preset)}." if preset else " No preset was used."
+    source = files.config.get("preset_source")
+    text += (
+        f" The preset is {clean(preset)}{f', after {clean(source)}' if source else ''}."
+        if preset
+        else " No preset was used."
+    )
     names = "".join(f"<th>{name}</th>" for name in ("hyper-parameter", "value", "default", "from"))
     body = "".join(map(_row, rows))
     presets = block(files.config, "presets")

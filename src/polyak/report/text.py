@@ -31,10 +31,11 @@ def brief(value: object) -> str:
         return f"{value:.1f}" if abs(value) < 1e6 else f"{value:g}"
     if isinstance(value, int):
         return f"{value:,}".replace(",", "_") if abs(value) >= 10_000 else str(value)
-    if isinstance(value, dict) and len(entries := cast("dict[str, object]", value)) == 1:
-        name, inner = next(iter(entries.items()))
-        if isinstance(inner, dict):  # a schedule or a network: {"Linear": {"start": 1}} reads Linear(start=1)
-            return f"{name}({', '.join(f'{k}={brief(v)}' for k, v in cast('dict[str, object]', inner).items())})"
+    if isinstance(value, dict):  # {"schedule": "Linear", "start": 1} reads Linear(start=1)
+        parts = dict(cast("dict[str, object]", value))
+        name = next((parts.pop(kind) for kind in ("schedule", "network", "custom") if kind in parts), None)
+        if name is not None:
+            return f"{name}({', '.join(f'{k}={brief(v)}' for k, v in parts.items())})"
     return json.dumps(value, ensure_ascii=False)
 
 

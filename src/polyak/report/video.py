@@ -44,7 +44,7 @@ def record(frames: Iterable[Frame], path: Path, fps: float) -> Path:
 
 def _encoder() -> bool:
     """Whether imageio-ffmpeg has a working ffmpeg: some platforms get the package without the program."""
-    import imageio_ffmpeg  # pyright: ignore[reportMissingTypeStubs]
+    import imageio_ffmpeg
 
     try:
         imageio_ffmpeg.get_ffmpeg_exe()
@@ -72,9 +72,9 @@ def _checked(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 
 def _mp4(frames: Iterator[Frame], path: Path, fps: float) -> None:
-    import imageio_ffmpeg  # pyright: ignore[reportMissingTypeStubs]
+    import imageio_ffmpeg
 
-    encode = cast("Callable[..., Any]", imageio_ffmpeg.write_frames)  # pyright: ignore[reportUnknownMemberType]
+    encode = cast("Callable[..., Any]", imageio_ffmpeg.write_frames)
     first = next(frames)
     size = (first.shape[1], first.shape[0])
     writer = encode(

@@ -21,7 +21,9 @@ def film(run: Any, seed: int, steps: int, path: Path | None) -> Path | None:
     """A video of one greedy episode of at most `steps` steps under seed_<k>/videos/, or None where nothing renders."""
     from polyak.report import video
 
-    frames, fps = _compiled_frames(run, seed, steps) if run.plan.source.kind == "jax" else _host_frames(run, seed, steps)
+    frames, fps = (
+        _compiled_frames(run, seed, steps) if run.plan.source.kind == "jax" else _host_frames(run, seed, steps)
+    )
     if frames is None:
         return None
     target = path or run.path / f"seed_{seed}" / "videos" / "episode.mp4"

@@ -108,7 +108,7 @@ def _create_exact(out: Path) -> Path:
         text = f"continue it with `polyak resume {out}`, or choose a new name, for instance `--out {free}`"
         raise RunError(f"{out} already holds a run; {text}.")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
+    if not out.is_dir():  # a file in its place is an error of mkdir
         disk.fs.mkdir(out)
     disk.sync_folder(out.parent)
     return out

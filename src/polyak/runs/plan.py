@@ -153,7 +153,9 @@ def plan(
     if isinstance(agent, str):
         agent, chosen = agent_from(agent, fields or {}, env_id, preset, normalise)
     elif fields:
-        raise PolyakError("fields go with an algorithm's name; an agent object carries its own: dataclasses.replace(agent, ...)")
+        raise PolyakError(
+            "fields go with an algorithm's name; an agent object carries its own: dataclasses.replace(agent, ...)"
+        )
     elif normalise:
         agent = Normalised(agent)
     steps = steps if steps is not None else chosen.steps if chosen is not None else None
@@ -198,7 +200,9 @@ def _crank(source: Source, crank: str) -> str:
     if crank not in ("auto", "compiled", "host"):
         raise PolyakError(f"crank is {crank!r}, and must be 'auto', 'compiled' or 'host'")
     if crank == "compiled" and source.kind != "jax":
-        raise PolyakError(f"{source.id} is not written in JAX and can't be compiled; use crank='host', or a world such as jax:CartPole-v1")
+        raise PolyakError(
+            f"{source.id} is not written in JAX and can't be compiled; use crank='host', or a world such as jax:CartPole-v1"
+        )
     return crank if crank != "auto" else "compiled" if source.kind == "jax" else "host"
 
 
@@ -222,6 +226,7 @@ def _check(plan: Plan) -> None:
     if plan.save_freq is not None and plan.save_freq < 1:
         raise PolyakError(f"save_freq is {plan.save_freq}, and must be at least 1")
     if isinstance(plan.spec.action, Box) and len(plan.spec.action.shape) != 1:
-        raise PolyakError(f"{plan.source.id}: actions have the shape {plan.spec.action.shape}, and must be one vector; wrap the environment so that they are")
+        raise PolyakError(
+            f"{plan.source.id}: actions have the shape {plan.spec.action.shape}, and must be one vector; wrap the environment so that they are"
+        )
     jax.eval_shape(lambda key: plan.agent.init(key, plan.spec), jax.eval_shape(lambda: jax.random.key(0)))
-

@@ -19,7 +19,9 @@ from polyak.train import agent_key, arrays_of, filled
 def agent_template(plan: Plan) -> Any:
     """A freshly built agent state, to be filled from a checkpoint."""
     k_init, _ = agent_key(plan.seeds[0])
-    return jax.jit(lambda agent, key: (agent.init(key, plan.spec), agent.memory(plan.spec)))(arrays_of(plan.agent), k_init)
+    return jax.jit(lambda agent, key: (agent.init(key, plan.spec), agent.memory(plan.spec)))(
+        arrays_of(plan.agent), k_init
+    )
 
 
 class Run:
@@ -52,7 +54,11 @@ class Run:
         seeds = f"{n} seed{'s' if n > 1 else ''}"
         if found["iqm"] is None:
             return f"trained {seeds}, not evaluated; {self.path}"
-        interval = "(one seed: no interval)" if found["ci_low"] is None else f"[{found['ci_low']:.2f}, {found['ci_high']:.2f}] 95 %"
+        interval = (
+            "(one seed: no interval)"
+            if found["ci_low"] is None
+            else f"[{found['ci_low']:.2f}, {found['ci_high']:.2f}] 95 %"
+        )
         return f"IQM {found['iqm']:.2f} {interval}, {seeds} × {found['episodes']} episodes; {self.path}"
 
     def state(self, seed: int | None = None, number: int | None = None) -> Any:
@@ -72,7 +78,12 @@ class Run:
         return self._states[seed]
 
     def predict(
-        self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = True, seed: int | None = None
+        self,
+        obs: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = True,
+        seed: int | None = None,
     ) -> tuple[Any, Any]:
         """Actions for one observation or a batch, in the environment's own units; numpy in and out.
 
@@ -92,16 +103,22 @@ class Run:
         if self._act is None:
             self._act = jax.jit(lambda a, s, o, k, m, explore: a.act(s, o, k, m, explore=explore), static_argnums=5)
         spec = self.plan.spec
-        memory = self.agent.memory(type(spec)(spec.obs, spec.action, n, spec.steps, spec.frames)) if state is None else state
+        memory = (
+            self.agent.memory(type(spec)(spec.obs, spec.action, n, spec.steps, spec.frames)) if state is None else state
+        )
         action, memory = self._act(arrays_of(self.agent), self.state(seed), obs, key, memory, not deterministic)
         action = self.plan.source.env_action(np.asarray(action))
-        return (action if batched else jax.tree.map(lambda x: x[0], action)), (memory if jax.tree.leaves(memory) else None)
+        return (action if batched else jax.tree.map(lambda x: x[0], action)), (
+            memory if jax.tree.leaves(memory) else None
+        )
 
     def _is_batch(self, obs: Any) -> bool:
         _, first = next(leaves(self.plan.spec.obs))
         ndim = np.asarray(jax.tree.leaves(obs)[0]).ndim
         if ndim not in (len(first.shape), len(first.shape) + 1):
-            raise PolyakError(f"an observation has {len(first.shape)} axes of shape {first.shape}, and this one has {ndim}")
+            raise PolyakError(
+                f"an observation has {len(first.shape)} axes of shape {first.shape}, and this one has {ndim}"
+            )
         return ndim > len(first.shape)
 
     def evaluate(self, episodes: int = 100, *, deterministic: bool = True) -> dict[str, Any]:
@@ -151,5 +168,3 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.path}: {self.plan.algorithm} on {self.plan.source.id}, {len(self.seeds)} seeds>"
-
-

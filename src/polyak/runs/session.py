@@ -42,7 +42,9 @@ class Interrupted(PolyakError):
 class Session:
     """One process's part of a run."""
 
-    def __init__(self, path: Path, plan: Plan, *, quiet: bool, progress: bool, tensorboard: bool, callbacks: Sequence[Any]) -> None:
+    def __init__(
+        self, path: Path, plan: Plan, *, quiet: bool, progress: bool, tensorboard: bool, callbacks: Sequence[Any]
+    ) -> None:
         self.path, self.plan, self.quiet = path, plan, quiet
         n = len(plan.seeds)
         title = f"{plan.algorithm} on {plan.source.id}"
@@ -74,7 +76,9 @@ class Session:
         if self.plan.preset is not None:
             self.say(f"preset {self.plan.preset!r}, from {self.plan.preset_source}; --no-preset uses none")
         self._build()
-        self.sinks = sinks.Metrics(self.path, self.plan.seeds, self.plan.source.id, notify=self.warn, tensorboard=self.tensorboard)
+        self.sinks = sinks.Metrics(
+            self.path, self.plan.seeds, self.plan.source.id, notify=self.warn, tensorboard=self.tensorboard
+        )
         self.save()
 
     def resume(self, generation: checkpoint.Generation) -> None:
@@ -95,7 +99,12 @@ class Session:
         self.best = -np.inf if meta["best"] is None else meta["best"]
         self.spent, self.trained, self.compile_s = meta["spent"], list(meta["trained"]), meta["compile_s"]
         self.sinks = sinks.Metrics(
-            self.path, self.plan.seeds, self.plan.source.id, notify=self.warn, tensorboard=self.tensorboard, resumed=meta["sinks"]
+            self.path,
+            self.plan.seeds,
+            self.plan.source.id,
+            notify=self.warn,
+            tensorboard=self.tensorboard,
+            resumed=meta["sinks"],
         )
         self.saved_iteration = self.crank.iterations()
         self.say(f"resuming at {self.steps():,} of {self.plan.steps:,} steps")
@@ -144,7 +153,9 @@ class Session:
                 self._interrupt()
             self._after_chunk(at)
             # Chunks follow the clock: half a second each, and never more than twice the last one.
-            pace = max(1, min(2 * pace, int(pace * CHUNK_SECONDS / max(seconds, 1e-3)))) if not self.callbacks.all else 1
+            pace = (
+                max(1, min(2 * pace, int(pace * CHUNK_SECONDS / max(seconds, 1e-3)))) if not self.callbacks.all else 1
+            )
         self.callbacks.end()
         return self.finish()
 
@@ -217,7 +228,9 @@ class Session:
 
     def _show(self) -> None:
         returns = np.array([r.ep_rew_mean for r in self.reports])
-        low, high = statistics.interval(returns) if np.isfinite(returns).all() and len(returns) > 1 else (np.nan, np.nan)
+        low, high = (
+            statistics.interval(returns) if np.isfinite(returns).all() and len(returns) > 1 else (np.nan, np.nan)
+        )
         middle = float(statistics.iqm(returns)) if np.isfinite(returns).all() else float("nan")
         self.progress.update(self.steps(), self.fps(), (middle, low, high))
 
@@ -293,14 +306,18 @@ class Session:
         repro = getattr(error, "repro", None)
         if repro is not None:
             disk.write_json(self.path / "repro.json", _plain(repro))
-            error.args = (f"{error.args[0]}; the actions that led there are in {self.path / 'repro.json'}; {self._how_to_resume()}",)
+            error.args = (
+                f"{error.args[0]}; the actions that led there are in {self.path / 'repro.json'}; {self._how_to_resume()}",
+            )
 
     # ------------------------------------------------------------------------------------------- the end
 
     def finish(self) -> Run:
         """The last checkpoint and evaluation, summary.json, the report."""
         self.save()
-        results = self.evaluate(self.plan.eval_episodes) if self.plan.source.evaluates and self.plan.eval_episodes else None
+        results = (
+            self.evaluate(self.plan.eval_episodes) if self.plan.source.evaluates and self.plan.eval_episodes else None
+        )
         evaluation = self._summarise_evaluation(results)
         arrays, worlds = self.crank.snapshot()
         summary = {
@@ -336,7 +353,9 @@ class Session:
         low, high = statistics.interval(scores)
         found = {"iqm": float(statistics.iqm(scores)), "ci_low": _number(low), "ci_high": _number(high)}
         for seed in self.plan.seeds:
-            self.sinks.log(seed, self.steps(), self.elapsed(), {f"eval/{k}": v for k, v in found.items() if v is not None})
+            self.sinks.log(
+                seed, self.steps(), self.elapsed(), {f"eval/{k}": v for k, v in found.items() if v is not None}
+            )
         return found | {"mean": float(scores.mean()), "per_seed": scores.tolist(), "episodes": self.plan.eval_episodes}
 
     def close(self) -> None:
