@@ -3,6 +3,7 @@
 `prepare` runs when polyak is imported, takes milliseconds, and imports no jax.
 """
 
+import ctypes
 import hashlib
 import os
 import platform
@@ -57,6 +58,10 @@ def jaxlib_version() -> str:
         return ""
 
 
+# mallopt's own numbers: no mmap below 1 GB, no trimming below 2 GB, grow by 64 MB, one arena.
+_MALLOC = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20, -8: 1}
+
+
 def numbers(version: str) -> tuple[int, ...]:
     """A version's first three numbers: "0.10.2.dev3" is (0, 10, 2)."""
     return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
@@ -103,6 +108,20 @@ def settle() -> None:
     import jax
 
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory instead of giving it back to the system and faulting it in again, page by page.
+
+    XLA allocates a program's temporary buffer at every call. For DQN on pixels (39 MB) that was 2,400 page faults per
+    environment step and 40 % of the time; with these settings there are none. Elsewhere than on glibc nothing is done.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    for option, value in _MALLOC.items():
+        mallopt(option, value)
 
 
 def _settings() -> dict[str, str | float | int]:

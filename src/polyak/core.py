@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from polyak import compat
 from polyak.errors import PolyakError
 from polyak.names import unknown_field
 from polyak.spaces import Space
@@ -19,6 +20,8 @@ Rhythm = Annotated[float, "static"]
 Metrics = dict[str, Array]
 """Scalars by tag; NaN means "did not happen"."""
 
+
+compat.settle()
 
 T = TypeVar("T")
 

@@ -36,7 +36,15 @@ class HostEvaluator:
 
     def __init__(self, agent: Agent, spec: Spec, vector: Any) -> None:
         self.agent, self.spec, self.vector = arrays_of(agent), spec, vector
-        self._act = jax.jit(functools.partial(_act, n=vector.n_envs), static_argnames=("explore", "spec"))
+        self._act: dict[bool, Any] = {}
+
+    def _acting(self, agent_state: Any, explore: bool) -> Any:
+        """Jitted act on the flat state: to flatten it at every step would cost more than a small network does."""
+        leaves, tree = jax.tree.flatten(agent_state)
+        if explore not in self._act:
+            act = functools.partial(_act, self.agent, tree, explore=explore, spec=_of_size(self.spec, self.vector.n_envs))
+            self._act[explore] = jax.jit(act)
+        return functools.partial(self._act[explore], leaves)
 
     def __call__(self, agent_state: Any, episodes: int, *, deterministic: bool = True, seed: int = 0) -> Episodes:
         obs = self.vector.reset()
@@ -45,10 +53,9 @@ class HostEvaluator:
         started, memory = np.ones(self.vector.n_envs, bool), self.agent.memory(_of_size(self.spec, self.vector.n_envs))
         done: dict[tuple[int, int], Any] = {}
         wanted = {(i % self.vector.n_envs, i // self.vector.n_envs) for i in range(episodes)}
-        t = 0
+        act, t = self._acting(agent_state, not deterministic), 0
         while not wanted <= done.keys():
-            act = functools.partial(self._act, self.agent, agent_state, obs, key, np.int32(t), memory, started)
-            action, memory = act(explore=not deterministic, spec=self.spec)
+            action, memory = act(obs, key, np.int32(t), memory, started)
             out = self.vector.step(np.asarray(action))
             obs, started, t = out.obs, out.terminated | out.truncated, t + 1
             done |= {(e.env, e.episode): e for e in self.vector.episodes()}
@@ -69,7 +76,8 @@ def _of_size(spec: Spec, n: int) -> Spec:
 
 def _act(
     agent: Any,
-    state: Any,
+    tree: Any,
+    leaves: list[Array],
     obs: Any,
     key: Array,
     t: Array,
@@ -78,10 +86,10 @@ def _act(
     *,
     explore: bool,
     spec: Spec,
-    n: int,
 ) -> Any:
-    fresh = agent.memory(_of_size(spec, n))
+    fresh = agent.memory(spec)
     memory = where(started, fresh, memory) if jax.tree.leaves(fresh) else memory
+    state = jax.tree.unflatten(tree, leaves)
     return agent.act(state, obs, jax.random.fold_in(key, t), memory, explore=explore)
 
 

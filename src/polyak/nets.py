@@ -405,10 +405,10 @@ class Policy:
     space: Space
 
     @staticmethod
-    def init(key: Array, torso: Any, obs: Space, action: Space, init: str, log_std: float = 0.0) -> "Policy":
+    def init(key: Array, torso: Any, obs: Space, action: Space, log_std: Any = 0.0) -> "Policy":
         """A head of gain 0.01 on the torso: at first, all actions are almost equally likely."""
         n = parameters(action)
-        head = Dense.init(key, feature_width(torso, obs), n, init, 0.01)
+        head = Dense.init(key, feature_width(torso, obs), n, "orthogonal", 0.01)
         return Policy(torso, head, jnp.full(n, log_std) if isinstance(action, Box) else None, action)
 
     def __call__(self, obs: Any) -> Any:

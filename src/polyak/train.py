@@ -466,7 +466,8 @@ class Host:
             prefix = f"{name}/world/"
             world = {key[len(prefix) :]: value for key, value in arrays.items() if key.startswith(prefix)}
             seed.obs = seed.world.restore(world | meta[name]["world"])
-            seed.started = arrays[f"{name}/started"].astype(bool)
+            # Where worlds can't be restored (tier 3), new episodes began instead.
+            seed.started = arrays[f"{name}/started"].astype(bool) | (seed.world.tier == 3)
             returns, lengths = arrays[f"{name}/recent"]
             seed.returns, seed.lengths = returns.tolist(), lengths.tolist()
             seed.iteration, seed.ended = meta[name]["iteration"], meta[name]["episodes"]

@@ -63,7 +63,7 @@ class ForeignVector:
         observation, action = env.single_observation_space, env.single_action_space
         self._leaves = [ObsLeaf(path, space, self.n_envs) for path, space in gym_leaves(observation, name)]
         self._actions = [ActionLeaf(path, space) for path, space in gym_leaves(action, name)]
-        self._gym_action = action
+        self.own_action_space = action
         self.obs_space = our_space(observation, name)
         self.action_space = our_space(action, name, action=True)
         self.frames = 0
@@ -209,7 +209,7 @@ class ForeignVector:
             sent = [leaf.sent(part(action, leaf.path), self.n_envs) for leaf in self._actions]
         except (LookupError, TypeError, ValueError) as error:
             raise EnvError(f"{self.name}: {error}; nothing was sent (seed {self.seed})") from error
-        return structured(self._gym_action, iter(sent))
+        return structured(self.own_action_space, iter(sent))
 
     def _call(self, name: str, call: Any, size: int) -> Any:
         self._call_name = name

@@ -83,7 +83,7 @@ class ObservedReward:
 
 @hyper
 class DelayedReward:
-    """Two steps, observations 0 then 1, rewards 0 then 1: V(0) = γ, V(1) = 1. Are rewards discounted and passed back?"""
+    """Two steps, observations 0 then 1, rewards 0 then 1: V(0) = γ, V(1) = 1. Are rewards discounted, passed back?"""
 
     continuous: bool = False
     max_steps: int = 0
@@ -321,7 +321,7 @@ class CatchState(NamedTuple):
 
 @hyper
 class Catch:
-    """A ball falls one row a step; actions 0, 1, 2 move the paddle left, not, right; at the bottom +1 caught, −1 missed.
+    """A ball falls one row a step; actions 0, 1, 2 move the paddle left, not, right; at the end +1 caught, −1 missed.
 
     The paddle starts in the middle and can reach every column in time, so V at the reset is γ^(rows − 2), the return
     1. The observation is the board, flat, 1 where the ball and the paddle are: Box(rows · columns,). `noise` is the

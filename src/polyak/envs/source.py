@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from polyak.errors import PolyakError, nearest
 from polyak.spaces import Space, agent_action_space, describe
 
@@ -38,6 +40,7 @@ class Source:
         world: the JAX world of kind "jax", else None.
         frames: k where an observation is k frames stacked on the last axis, else 0.
         n_envs: the only number of environments that this source has (1 for an instance), None for any number.
+        once: whether the environments exist once, so that only one seed can train on them.
         evaluates: whether it can make environments for evaluation besides those for training.
     """
 
@@ -53,7 +56,10 @@ class Source:
         kwargs: Mapping[str, Any] | None = None,
         frames: int = 0,
         n_envs: int | None = None,
+        own_action_space: Any = None,
+        once: bool = False,
     ) -> None:
+        self.once, self._own_action_space = once, own_action_space
         self.id, self.kind, self.world = id, "host" if world is None else "jax", world
         self.obs_space, self.action_space = spaces
         self.kwargs, self.frames, self.n_envs = dict(kwargs or {}), frames, n_envs
@@ -95,6 +101,16 @@ class Source:
             return None
         options: dict[str, Any] = {"name": self.id, "kwargs": self.kwargs, "frames": self.frames}
         return HostVector(lambda: env, 1, seed, "eval", tier=Tier(3, "not proved"), **options)
+
+    def env_action(self, action: Any) -> Any:
+        """Actions [N, ...] in the agent's view as the environment takes them: in its own bounds, dtype and start."""
+        if self.kind == "jax":
+            from polyak.envs.vector import world_action
+
+            return np.asarray(world_action(self.world.action_space, action))
+        from polyak.envs.gymspaces import ActionLeaf
+
+        return ActionLeaf((), self._own_action_space).sent(action, len(action))
 
     def describe(self) -> str:
         """One line: id, kind and spaces."""
@@ -266,6 +282,7 @@ def _envpool(task: str, kwargs: dict[str, Any], deadline: float) -> Source:
         evaluation=lambda n, seed: vector(n, seed, "eval"),
         kwargs=kwargs,
         frames=probe.frames,
+        own_action_space=probe.own_action_space,
     )
 
 
@@ -403,7 +420,8 @@ def _singles(
         return HostVector(remake, n, seed, "eval", tier=Tier(3, "not proved"), **options)
 
     both = {"train": train, "evaluation": None if remake is None else evaluation}
-    return Source(name, spaces, **both, video=video, kwargs=kwargs, frames=frames, n_envs=n_envs)
+    about: dict[str, Any] = {"kwargs": kwargs, "frames": frames, "n_envs": n_envs, "once": not owned}
+    return Source(name, spaces, **both, video=video, own_action_space=env.action_space, **about)
 
 
 def _vectors(env: Any, make: Make | None, deadline: float) -> Source:
@@ -435,4 +453,6 @@ def _vectors(env: Any, make: Make | None, deadline: float) -> Source:
 
     evaluation = from_factory if make is not None else from_parts if hasattr(env.unwrapped, "env_fns") else None
     spaces = first.obs_space, first.action_space
-    return Source(name, spaces, train=train, evaluation=evaluation, frames=first.frames, n_envs=first.n_envs)
+    about: dict[str, Any] = {"frames": first.frames, "n_envs": first.n_envs, "once": make is None}
+    own = env.single_action_space
+    return Source(name, spaces, train=train, evaluation=evaluation, own_action_space=own, **about)

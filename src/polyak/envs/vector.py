@@ -10,6 +10,9 @@ compiled side that says when an episode is over:
 next, the first one of a new episode where the old one ended. Both are computed in every step and one is selected,
 because a `lax.cond` on batched data would run both branches anyway; so the stream of random numbers that one
 environment sees depends only on the key, the step and its index, never on what its neighbours do.
+
+The physics has the same bits stepped one call at a time as inside a scan (see `rounding`), provided that the
+`Vector` is an argument of both jitted functions: closed over, its constants are folded, and round differently.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from polyak.core import hyper, where
+from polyak.envs.rounding import separately_rounded
 from polyak.errors import PolyakError
 from polyak.spaces import Box, Dict, Space, Tuple, agent_action_space, describe
 
@@ -107,30 +111,40 @@ class Vector:
         k_step, k_reset = jax.random.split(key)
         step_keys, reset_keys = jax.random.split(k_step, self.n_envs), jax.random.split(k_reset, self.n_envs)
 
-        s, next_obs, reward, terminated = jax.vmap(self._physics)(vstate.s, action, step_keys)
+        zero = vstate.t >> 31  # t ≥ 0, which only we know
+        s, next_obs, reward, terminated = jax.vmap(self._physics)(vstate.s, action, step_keys, zero)
         t = vstate.t + 1
         episode_return = vstate.episode_return + reward
         late = t >= self.world.max_steps if self.world.max_steps else jnp.zeros(self.n_envs, bool)
         truncated = late & ~terminated
         end = terminated | truncated
 
-        fresh_s, fresh_obs = jax.vmap(self.world.reset)(reset_keys)
+        fresh_s, fresh_obs = jax.vmap(self._fresh)(reset_keys, zero)
         outcome = Outcome(
             reward, next_obs, terminated, truncated, jnp.where(end, episode_return, jnp.nan), jnp.where(end, t, 0)
         )
         after = VectorState(where(end, fresh_s, s), jnp.where(end, 0, t), jnp.where(end, 0.0, episode_return))
         return after, where(end, fresh_obs, next_obs), outcome
 
-    def _physics(self, s: Any, action: Any, key: Array) -> tuple[Any, Any, Array, Array]:
-        s, obs, reward, terminated = self.world.step(s, self._world_action(action), key)
-        return s, obs, jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool)
+    def _physics(self, s: Any, action: Any, key: Array, zero: Array) -> tuple[Any, Any, Array, Array]:
+        """One step of one environment, with the same bits alone as inside a scan (see `rounding`)."""
+
+        def step(s: Any, action: Any, key: Array) -> tuple[Any, Any, Array, Array]:
+            s, obs, reward, terminated = self.world.step(s, self._world_action(action), key)
+            return s, obs, jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool)
+
+        return separately_rounded(step, zero, s, action, key)
+
+    def _fresh(self, key: Array, zero: Array) -> tuple[Any, Any]:
+        return separately_rounded(self.world.reset, zero, key)
 
     def _world_action(self, action: Any) -> Any:
         """One environment's action in the world's own units."""
         space = self.world.action_space
         own = getattr(self.world, "action_bounds", None)
         if own is not None and isinstance(space, Box):
-            return _within(action, *own(), space.dtype)
+            low, high = own()
+            return _within(action, low, high, space.dtype)
         return world_action(space, action)
 
 

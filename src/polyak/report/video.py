@@ -1,9 +1,11 @@
 """Video files from rendered frames: H.264 through imageio-ffmpeg, else an animated GIF through Pillow."""
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import IO, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,29 +74,25 @@ def _checked(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 
 def _mp4(frames: Iterator[Frame], path: Path, fps: float) -> None:
+    """Frames through a pipe to ffmpeg. (imageio's own writer forks with a hook, which is unsafe beside jax's threads.)"""
     import imageio_ffmpeg
 
-    encode = cast("Callable[..., Any]", imageio_ffmpeg.write_frames)
     first = next(frames)
-    size = (first.shape[1], first.shape[0])
-    writer = encode(
-        str(path),
-        size,
-        fps=fps,
-        codec="libx264",
-        pix_fmt_out="yuv420p",
-        macro_block_size=2,
-        quality=None,
-        ffmpeg_log_level="error",
-        output_params=["-crf", "23", "-movflags", "+faststart"],
-    )
-    writer.send(None)
-    try:
-        writer.send(first)
-        for frame in frames:
-            writer.send(frame)
-    finally:
-        writer.close()
+    size = f"{first.shape[1]}x{first.shape[0]}"
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", f"{fps:g}", "-i", "-"]
+    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "23", "-movflags", "+faststart", "-r", f"{fps:g}"]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error", *source, *target, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as encoder:
+        pipe, errors = cast("IO[bytes]", encoder.stdin), cast("IO[bytes]", encoder.stderr)
+        try:
+            for frame in itertools.chain([first], frames):
+                pipe.write(frame.data)
+            pipe.close()
+        except BrokenPipeError:
+            encoder.kill()
+        said = errors.read().decode(errors="replace").strip()
+        if encoder.wait() != 0:
+            raise PolyakError(f"the video {path} could not be encoded: {said or 'ffmpeg stopped'}")
 
 
 def _gif(frames: Iterator[Frame], path: Path, fps: float) -> None:

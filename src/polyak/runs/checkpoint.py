@@ -139,20 +139,13 @@ def save(
         RunError: the disk refused or is too small, or `meta` or an array cannot be stored. Older generations are
             intact. Where the disk was the cause, `error.__cause__` is the OSError; its `errno` tells causes apart.
     """
-    root = run / "checkpoints"
     try:
-        _create_root(root)
-        number = 1 + max(_numbers(root, _TAKEN), default=-1)
-        previous = _newest_manifest(root)
-        plan = _plan(root, run, arrays, meta)
-        linked = _linkable(root, plan, previous, number)
-        _require_space(root, plan, linked, emergency)
-        manifest = _manifest(plan, previous, number, step, fingerprint, pin)
-        _write(root, number, plan, linked, manifest)
+        manifest, fresh = _write_next(run, arrays, meta, step, fingerprint, pin, emergency)
     except OSError as error:
         text = f"Checkpoint at step {step:,} of {run} was not written: {disk.reason(error)}; older ones are intact."
         raise RunError(text) from error
-    _confirm(root, number, [name for name in plan.files if name not in linked])
+    root = run / "checkpoints"
+    _confirm(root, manifest["generation"], fresh)
     with suppress(OSError):  # what could not be deleted now is deleted after the next save
         _retain(root)
     return _generation(root, manifest, dict(arrays), dict(meta))
@@ -200,6 +193,28 @@ def tree_hash(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
+def _write_next(
+    run: Path,
+    arrays: Mapping[str, np.ndarray],
+    meta: Mapping[str, Any],
+    step: int,
+    fingerprint: Mapping[str, Any],
+    pin: bool,
+    emergency: bool,
+) -> tuple[Manifest, list[str]]:
+    """Writes the next generation; its manifest, and the files that are new and not links."""
+    root = run / "checkpoints"
+    _create_root(root)
+    number = 1 + max(_numbers(root, _TAKEN), default=-1)
+    previous = _newest_manifest(root)
+    plan = _plan(run, arrays, meta)
+    linked = _linkable(root, plan, previous, number)
+    _require_space(root, plan, linked, emergency)
+    manifest = _manifest(plan, previous, number, step, fingerprint, pin)
+    _write(root, number, plan, linked, manifest)
+    return manifest, [name for name in plan.files if name not in linked]
+
+
 def _create_root(root: Path) -> None:
     try:
         disk.fs.mkdir(root)
@@ -210,7 +225,7 @@ def _create_root(root: Path) -> None:
     disk.sync_folder(root.parent)
 
 
-def _plan(root: Path, run: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> _Plan:
+def _plan(run: Path, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> _Plan:
     ready = {name: _storable(name, array) for name, array in sorted(arrays.items())}
     small = {name: array for name, array in ready.items() if array.nbytes <= SMALL}
     plan = _Plan({}, {}, {})
@@ -365,12 +380,15 @@ def _retain(root: Path) -> None:
         if hour not in hours:
             keep.add(manifest["generation"])
             hours.add(hour)
-    for manifest in manifests:
-        if manifest["generation"] not in keep:
-            # Renamed first: a folder that is being deleted must never look like a generation.
-            gone = root / f"ck.{manifest['generation']}.old.{os.getpid()}.{secrets.token_hex(4)}"
-            disk.fs.rename(root / f"ck.{manifest['generation']}", gone)
-            _delete(gone)
+    retired: list[Path] = []
+    for number in [m["generation"] for m in manifests if m["generation"] not in keep]:
+        # Renamed, and that synced, first: a folder that is being deleted must never look like a generation.
+        retired.append(root / f"ck.{number}.old.{os.getpid()}.{secrets.token_hex(4)}")
+        disk.fs.rename(root / f"ck.{number}", retired[-1])
+    if retired:
+        disk.sync_folder(root)
+    for folder in retired:
+        _delete(folder)
 
 
 def _delete(folder: Path) -> None:
@@ -424,6 +442,11 @@ def load(run: Path, *, number: int | None = None, notify: Callable[[str], None],
         return generation
     what = "no checkpoint" if not numbers else "no intact checkpoint" if number is None else f"no intact ck.{number}"
     raise RunError(f"{run} has {what} to load.")
+
+
+def generations(run: Path) -> list[int]:
+    """The numbers of the generations that are there, ascending; drafts and what was set aside do not count."""
+    return _numbers(run / "checkpoints")
 
 
 def verify(run: Path) -> list[tuple[str, bool, str]]:

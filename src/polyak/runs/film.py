@@ -1,6 +1,7 @@
 """Films of a trained policy: an episode as a video in the run folder, or played in a window."""
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def _acting(run: Any, seed: int, deterministic: bool = True) -> Any:
 
 
 def _host_frames(run: Any, seed: int, steps: int) -> tuple[Iterator[Frame] | None, float]:
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame, which some environments draw with, looks for a screen
     world = run.plan.source.video(seed)
     if world is None:
         return None, 0.0

@@ -218,6 +218,11 @@ def _check(plan: Plan) -> None:
             f"steps is {plan.steps:,}, less than one iteration: rollout_length {plan.agent.rollout_length} × n_envs "
             f"{plan.n_envs} = {plan.iteration_steps:,}; give more steps or a smaller rollout_length"
         )
+    if plan.source.once and len(plan.seeds) > 1:
+        raise PolyakError(
+            f"{plan.source.id} exists once, and {len(plan.seeds)} seeds train side by side; pass a factory "
+            "(`lambda: MyEnv()`) or a registered id"
+        )
     if plan.seeds_mode not in ("vmap", "map"):
         raise PolyakError(f"seeds_mode is {plan.seeds_mode!r}, and must be 'vmap' or 'map'")
     for name in ("log_freq", "eval_freq", "eval_episodes", "n_eval_envs"):

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from polyak import statistics
+from polyak import doctor, statistics
 from polyak.errors import EnvError, PolyakError, RunError
 from polyak.evaluate import Episodes
 from polyak.runs import checkpoint, disk, folder, sinks
@@ -66,6 +66,7 @@ class Session:
         self.saved_at = time.monotonic()
         self.saved_iteration = -1
         self.exact = True
+        self.disk_faults: set[int | None] = set()  # causes that were said already
         self.fingerprint = folder.fingerprint(plan.config(), platform=jax.default_backend(), device=_device())
 
     # ------------------------------------------------------------------------------------------- start
@@ -290,7 +291,10 @@ class Session:
         except RunError as error:
             if emergency or self.crank.iterations() == 0:
                 raise
-            self.warn(str(error))
+            cause = getattr(error.__cause__, "errno", None)
+            if cause not in self.disk_faults:
+                self.warn(str(error))
+            self.disk_faults.add(cause)
         self.saved_at, self.saved_iteration = time.monotonic(), self.crank.iterations()
 
     def _interrupt(self) -> NoReturn:
@@ -422,6 +426,7 @@ def train(
         PolyakError: something does not fit, before anything is written. EnvError: an environment failed.
         Interrupted: a signal or a callback ended the run; it can be resumed.
     """
+    doctor.ensure()
     made = plan(agent, env, steps=steps, **wishes)
     path = folder.create(None if out is None else Path(out), Path(log_folder), made.algorithm, made.source.id)
     with folder.Lock(path):
@@ -448,6 +453,7 @@ def resume(
         env: needed where the run was started with an instance or a factory.
         agent: needed where the run was started with a network of the user's own.
     """
+    doctor.ensure()
     path = folder.find(path)
     with folder.Lock(path) as lock:
         made = planned(disk.read_json(path / "config.json"), env, agent, allow_import)
@@ -456,8 +462,8 @@ def resume(
         session = Session(path, made, quiet=quiet, progress=progress, tensorboard=tensorboard, callbacks=callbacks)
         if lock.note:
             session.say(lock.note)
-        has_checkpoint = any((path / "checkpoints").glob("ck.*")) if (path / "checkpoints").is_dir() else False
-        generation = checkpoint.load(path, notify=session.warn) if has_checkpoint else None
+        checkpoint.sweep(path)
+        generation = checkpoint.load(path, notify=session.warn) if checkpoint.generations(path) else None
         start = session.begin if generation is None else lambda: session.resume(generation)
         return _conduct(session, start, capture_video)
 

@@ -126,6 +126,4 @@ def _advanced(s: AcrobotState, slope: AcrobotState, dt: float) -> AcrobotState:
 
 
 def _observation(s: AcrobotState) -> Array:
-    return jnp.stack(
-        [jnp.cos(s.theta1), jnp.sin(s.theta1), jnp.cos(s.theta2), jnp.sin(s.theta2), s.dtheta1, s.dtheta2]
-    )
+    return jnp.stack([jnp.cos(s.theta1), jnp.sin(s.theta1), jnp.cos(s.theta2), jnp.sin(s.theta2), s.dtheta1, s.dtheta2])

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 
 def limit(value: Any, nominal: float) -> float:
@@ -15,7 +15,7 @@ def limit(value: Any, nominal: float) -> float:
     Spaces are static. Where the constant is traced or batched (inside a jitted program, in a sweep over it) the
     space shows the nominal value instead; the physics always uses the constant itself.
     """
-    shown = nominal if isinstance(value, jax.core.Tracer) or np.ndim(value) else value
+    shown = nominal if isinstance(value, Tracer) or np.ndim(value) else value
     return float(np.float32(shown))
 
 

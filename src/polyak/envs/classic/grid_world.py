@@ -52,7 +52,9 @@ class GridWorld:
         if len(widths) != 1 or not cells:
             raise PolyakError(f"GridWorld: the rows of the layout have the lengths {sorted(widths)}, and must be equal")
         if set(cells) - set("SGO#."):
-            raise PolyakError(f"GridWorld: the layout has {sorted(set(cells) - set('SGO#.'))}, and takes S, G, O, # and .")
+            raise PolyakError(
+                f"GridWorld: the layout has {sorted(set(cells) - set('SGO#.'))}, and takes S, G, O, # and ."
+            )
         if "S" not in cells:
             raise PolyakError("GridWorld: the layout has no start; mark one cell S")
         if isinstance(self.slip, float) and not 0.0 <= self.slip <= 1.0:

@@ -23,7 +23,7 @@ RED: Colour = (190, 60, 52)
 
 def blank(height: int, width: int, colour: Colour = WHITE) -> Canvas:
     """A canvas [height, width, 3]; multiples of 16 suit every video codec."""
-    return np.broadcast_to(np.float32(colour), (height, width, 3)).copy()
+    return np.broadcast_to(np.asarray(colour, np.float32), (height, width, 3)).copy()
 
 
 def stroke(canvas: Canvas, start: Point, end: Point, width: float, colour: Colour) -> None:
@@ -39,7 +39,7 @@ def stroke(canvas: Canvas, start: Point, end: Point, width: float, colour: Colou
     distance = np.hypot(x - start[0] - along * dx, y - start[1] - along * dy)
     cover = np.clip(width / 2 + 0.5 - distance, 0.0, 1.0)[..., None].astype(np.float32)
     region = canvas[top:bottom, left:right]
-    region += cover * (np.float32(colour) - region)
+    region += cover * (np.asarray(colour, np.float32) - region)
 
 
 def path(canvas: Canvas, points: list[Point], width: float, colour: Colour) -> None:
