@@ -104,7 +104,7 @@ def now(agent: T, steps: Counter) -> T:
 def adam(max_grad_norm: Any = None, eps: float = 1e-8) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) after clipping by the global norm; `descend` applies the step size."""
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    return optax.chain(clip, optax.scale_by_adam(eps=eps))
+    return optax.flatten(optax.chain(clip, optax.scale_by_adam(eps=eps)))
 
 
 def descend(rule: optax.GradientTransformation, lr: Any, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:

@@ -111,22 +111,32 @@ def _add_frames(ring: Frames, steps: Transition) -> Frames:
     )
 
 
-def sample(ring: Any, key: Array, batch_size: int, frames: int = 0) -> Transition:
-    """`batch_size` transitions, drawn uniformly with replacement from those that the ring holds."""
+def draw(ring: Any, key: Array, shape: tuple[int, ...]) -> Array:
+    """Places of transitions, drawn uniformly with replacement from those that the ring holds; `batch` reads them."""
     if isinstance(ring, Frames):
-        return _sample_frames(ring, key, batch_size, frames)
+        return jax.random.randint(key, shape, 0, ring.usable * ring.age.shape[1])
     capacity, n_envs = leading(ring.data, 2)
     held = jnp.where(ring.rows.at_least(capacity), capacity, ring.rows.modulo(capacity))
-    index = jax.random.randint(key, (batch_size,), 0, held * n_envs)
-    return jax.tree.map(lambda x: x[index], flat(ring.data))
+    return jax.random.randint(key, shape, 0, held * n_envs)
 
 
-def _sample_frames(ring: Frames, key: Array, batch_size: int, k: int) -> Transition:
-    """Draw rows, and put their stacks together: frame i before the newest, or the episode's first one."""
+def batch(ring: Any, places: Array, frames: int = 0) -> Transition:
+    """The transitions [B, ...] at places [B]; `frames` is the number of frames that an observation stacks."""
+    if isinstance(ring, Frames):
+        return _stacked(ring, places, frames)
+    return jax.tree.map(lambda x: x[places], flat(ring.data))
+
+
+def sample(ring: Any, key: Array, batch_size: int, frames: int = 0) -> Transition:
+    """`batch_size` transitions, drawn uniformly with replacement from those that the ring holds."""
+    return batch(ring, draw(ring, key, (batch_size,)), frames)
+
+
+def _stacked(ring: Frames, places: Array, k: int) -> Transition:
+    """Rows with their stacks put together: frame i before the newest, or the episode's first one."""
     capacity, n_envs = ring.age.shape
-    index = jax.random.randint(key, (batch_size,), 0, ring.usable * n_envs)
-    world = index % n_envs
-    at = (ring.rows.modulo(capacity) - ring.usable + index // n_envs) % capacity
+    world = places % n_envs
+    at = (ring.rows.modulo(capacity) - ring.usable + places // n_envs) % capacity
     step = jax.tree.map(lambda x: x[at, world], ring.data)
     age = ring.age[at, world]
     stack = [ring.newest[(at - jnp.minimum(i, age)) % capacity, world] for i in reversed(range(k))]
@@ -146,16 +156,18 @@ def replay_update(agent: Any, state: Any, rollout: Rollout, key: Array) -> tuple
     replay, steps = add(state.replay, rollout.steps), state.steps.add(T * N)
     frames = rollout.steps.obs.shape[-1] if isinstance(replay, Frames) else 0
 
-    def gradient_step(learner: Any, key: Array) -> tuple[Any, Metrics]:
-        k_sample, k_learn = jax.random.split(key)
-        batch = sample(replay, k_sample, agent.batch_size, frames)
-        return agent.learn(learner, batch, k_learn)
+    def gradient_step(learner: Any, drawn: tuple[Array, Array]) -> tuple[Any, Metrics]:
+        places, key = drawn
+        return agent.learn(learner, batch(replay, places, frames), key)
 
     def train(learner: Any) -> tuple[Any, Metrics]:
         count = round(T * N * agent.updates_per_step)
+        k_places, k_learn = jax.random.split(key)
         if count == 1:
-            return gradient_step(learner, key)
-        learner, metrics = lax.scan(gradient_step, learner, jax.random.split(key, count))
+            return gradient_step(learner, (draw(replay, k_places, (agent.batch_size,)), k_learn))
+        # All places at once: to draw them one batch at a time takes as long as a small network's gradient.
+        drawn = draw(replay, k_places, (count, agent.batch_size)), jax.random.split(k_learn, count)
+        learner, metrics = lax.scan(gradient_step, learner, drawn)
         return learner, jax.tree.map(jnp.mean, metrics)
 
     # The replay stays outside of what the branches return, so that neither of them copies it.

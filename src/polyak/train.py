@@ -509,9 +509,20 @@ def _pruned_act(agent: Any, spec: Spec, shapes: list[Any], tree: Any) -> tuple[C
         whole: list[Any] = list(unread)
         for i, leaf in zip(read, leaves, strict=True):
             whole[i] = leaf
-        return act(whole, *args)
+        return _inline(functools.partial(act, whole), *args)
 
     return jax.jit(act_on), read
+
+
+def _inline(act: Callable[..., Any], obs: Any, key: Array, t: Array, memory: Any, started: Array) -> Any:
+    """act(...) inside a branch that is always taken, as t ≥ 0.
+
+    XLA hands the operations of a program to other threads, and those of a branch it runs where it is: an act() on one
+    observation takes 36 µs instead of 58 (two layers of 256 on two cores).
+    """
+    shapes = jax.eval_shape(act, obs, key, t, memory, started)
+    blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.cond(t >= 0, act, lambda *_: blank, obs, key, t, memory, started)
 
 
 def _call_update(

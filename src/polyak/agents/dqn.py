@@ -1,7 +1,7 @@
 """DQN: deep Q-learning. Mnih et al. (2013), arXiv 1312.5602; Mnih et al. (2015), Nature 518.
 Double DQN: van Hasselt, Guez & Silver (2016), arXiv 1509.06461.
 
-A network Q_θ fits Bellman's optimality equation on transitions replayed at random; its targets come from an older copy θ′:
+A network Q_θ fits Bellman's optimality equation on transitions replayed at random; targets come from an older copy θ′:
 
     y = r + γ (1 − terminated) max_a′ Q_θ′(s′, a′)                                            (1)
     y = r + γ (1 − terminated) Q_θ′(s′, argmax_a′ Q_θ(s′, a′))         where `double`         (2)
@@ -9,7 +9,8 @@ A network Q_θ fits Bellman's optimality equation on transitions replayed at ran
     θ′ ← τ θ + (1 − τ) θ′     every `target_update_interval` steps; τ = 1 copies              (4)
     a  = argmax_a Q_θ(s, a), or any action with probability ε                                 (5)
 
-Differs from the papers: Adam instead of RMSProp; the error may be squared instead of Huber's (`loss`).
+Differs from the papers: Adam instead of RMSProp; gradients are clipped by their norm; the error may be squared instead
+of Huber's (`loss`). ε and θ′ change between rollouts, at most once in each.
 
 Takes: any observations; actions Discrete, masked or not.
 """
@@ -58,7 +59,7 @@ class DQN:
     buffer_size: int = 1_000_000  # transitions kept
     learning_starts: int = 100  # environment steps before the first gradient step; actions are random until then
     tau: float | Schedule = 1.0  # τ: 1 copies the network
-    target_update_interval: int = 10_000  # environment steps between target updates
+    target_update_interval: int = 10_000  # environment steps between target updates; at most one per rollout
     lr: float | Schedule = 1e-4  # step size of Adam
     max_grad_norm: float | Schedule | None = 10.0  # gradients are scaled down to this norm
     adam_eps: float = 1e-8  # ε in Adam's denominator
@@ -73,14 +74,13 @@ class DQN:
         )
         in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
         in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24))
+        in_range(self, max_grad_norm=(1e-8, jnp.inf), adam_eps=(1e-20, 1))  # ε = 0 gives NaN where there is no gradient
         require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
 
     def init(self, key: Array, spec: Spec) -> State:
+        others = "PPO takes MultiDiscrete, MultiBinary and Box, SAC bounded Box"
         takes = isinstance(spec.action, Discrete)
-        require(
-            takes,
-            f"DQN can't take actions {describe(spec.action)}: it takes Discrete; PPO and SAC take Box, PPO the others",
-        )
+        require(takes, f"DQN can't take actions {describe(spec.action)}: it takes Discrete; {others}")
         check_rhythm("DQN", self, spec.n_envs)
         k_torso, k_head = jax.random.split(key)
         torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)

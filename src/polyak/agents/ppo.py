@@ -81,16 +81,16 @@ class PPO:
     def __post_init__(self) -> None:
         in_range(self, gamma=(0, 1), gae_lambda=(0, 1), clip_range=(0, jnp.inf), lr=(0, jnp.inf), ent_coef=(0, jnp.inf))
         in_range(self, rollout_length=(1, 1 << 24), epochs=(1, 1 << 16), batch_size=(1, 1 << 24), vf_coef=(0, jnp.inf))
+        in_range(self, clip_range_vf=(0, jnp.inf), target_kl=(0, jnp.inf), max_grad_norm=(1e-8, jnp.inf))
+        in_range(self, adam_eps=(1e-20, 1))  # 0 would make a parameter without gradients NaN
 
     def init(self, key: Array, spec: Spec) -> State:
+        known = "it takes Discrete, MultiDiscrete, MultiBinary and Box"
         takes = isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box)
-        require(
-            takes,
-            f"PPO can't take actions {describe(spec.action)}: it takes Discrete, MultiDiscrete, MultiBinary and Box",
-        )
+        require(takes, f"PPO can't take actions {describe(spec.action)}: {known}")
         total = self.rollout_length * spec.n_envs
-        whole = f"PPO: batch_size {self.batch_size} must divide rollout_length {self.rollout_length} × n_envs {spec.n_envs} = {total}"
-        require(total % self.batch_size == 0, whole)
+        product = f"rollout_length {self.rollout_length} × n_envs {spec.n_envs} = {total}"
+        require(total % self.batch_size == 0, f"PPO: batch_size {self.batch_size} must divide {product}")
         k_actor, k_critic, k_head, k_value = jax.random.split(key, 4)
         torso = nets.build(self.network, _NETWORK, k_actor, spec.obs)
         actor = nets.Policy.init(k_head, torso, spec.obs, spec.action, self.log_std_init)
@@ -118,7 +118,7 @@ class PPO:
         def epoch(carry: Any, key: Array) -> tuple[Any, Metrics]:
             if minibatches == 1:  # the order within one batch doesn't matter
                 return self._unless_too_far(carry, data)
-            order = jax.random.permutation(key, T * N).reshape(minibatches, -1)
+            order = jnp.argsort(jax.random.bits(key, (T * N,))).reshape(minibatches, -1)
             return lax.scan(lambda c, i: self._unless_too_far(c, jax.tree.map(lambda x: x[i], data)), carry, order)
 
         keys = jax.random.split(key, self.epochs)
@@ -138,10 +138,11 @@ class PPO:
             rho = jnp.exp(log_rho)  # (1)
             clipped = jnp.clip(rho, 1 - self.clip_range, 1 + self.clip_range)
             L_clip = jnp.minimum(rho * A, clipped * A).mean()  # (3)
-            error = (V - (batch.advantage + batch.value)) ** 2
+            G = batch.advantage + batch.value
+            error = (V - G) ** 2
             if self.clip_range_vf is not None:
-                V = batch.value + jnp.clip(V - batch.value, -self.clip_range_vf, self.clip_range_vf)
-                error = jnp.maximum(error, (V - (batch.advantage + batch.value)) ** 2)
+                V_near = batch.value + jnp.clip(V - batch.value, -self.clip_range_vf, self.clip_range_vf)
+                error = jnp.maximum(error, (V_near - G) ** 2)
             L_value = error.mean()  # (4)
             H = pi.entropy().mean()
             total = -(L_clip - self.vf_coef * L_value + self.ent_coef * H)  # (5)

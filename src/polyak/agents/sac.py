@@ -12,7 +12,7 @@ Differs from the paper: the temperature's loss is linear in log α, as in the au
 linear function of the policy's features, σ ξ = Wᵀ f(s) with W drawn once per rollout (gSDE: Raffin, Kober & Stulp 2021,
 arXiv 2005.05719, eq. 4-6): exploration that is smooth in time.
 
-Takes: any observations; actions Box.
+Takes: any observations; actions Box with finite bounds.
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -95,13 +95,14 @@ class SAC:
     def __post_init__(self) -> None:
         in_range(self, gamma=(0, 1), tau=(0, 1), lr=(0, jnp.inf), ent_coef=(0, jnp.inf), ent_coef_init=(1e-8, jnp.inf))
         in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20))
+        in_range(self, rollout_length=(1, 1 << 20), max_grad_norm=(1e-8, jnp.inf))
         known = not isinstance(self.ent_coef, str) or self.ent_coef == "auto"
         require(known, f"SAC: ent_coef is {self.ent_coef!r}, and must be a number or 'auto'")
 
     def init(self, key: Array, spec: Spec) -> State:
-        takes = isinstance(spec.action, Box)
-        require(takes, f"SAC can't take actions {describe(spec.action)}: it takes Box; PPO and DQN take Discrete")
+        others = "PPO takes every Box, Discrete, MultiDiscrete and MultiBinary, DQN Discrete"
+        takes = isinstance(spec.action, Box) and spec.action.bounded  # tanh reaches no further than ±1
+        require(takes, f"SAC can't take actions {describe(spec.action)}: it takes Box with finite bounds; {others}")
         check_rhythm("SAC", self, spec.n_envs)
         k_torso, k_mean, k_std, k_1, k_2, k_noise = jax.random.split(key, 6)
         n = nets.parameters(spec.action)
