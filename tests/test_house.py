@@ -20,7 +20,7 @@ RANKS = {
     "core": 1,
     "returns": 2, "replay": 2, "nets": 2, "dists": 2, "optim": 2, "explore": 2, "normalise": 2,
     "agents": 3, "envs": 3, "presets": 3,
-    "train": 4, "evaluate": 4, "doctor": 4,
+    "cranks": 4, "evaluation": 4, "doctor": 4,
     "report": 5, "runs": 5,
     "cli": 6, "__init__": 6,
 }  # fmt: skip
@@ -127,7 +127,7 @@ def test_every_hyper_parameter_says_what_it_means(path: Path) -> None:
 
 def test_agents_import_no_agent_and_no_world() -> None:
     for path in AGENTS:
-        wrong = [name for room, name, _ in _imports(path) if room in ("agents", "envs", "runs", "report", "train")]
+        wrong = [name for room, name, _ in _imports(path) if room in ("agents", "envs", "runs", "report", "cranks")]
         assert not wrong, f"{_name(path)} imports {wrong}"
 
 
@@ -179,7 +179,7 @@ def test_nothing_is_inherited_by_stealth(path: Path) -> None:
             assert not re.search(r"(?i)mixin", node.name), node.name
 
 
-@pytest.mark.parametrize("path", [*AGENTS, PACKAGE / "train.py", PACKAGE / "evaluate.py"], ids=_name)
+@pytest.mark.parametrize("path", [*AGENTS, PACKAGE / "cranks.py", PACKAGE / "evaluation.py"], ids=_name)
 def test_agents_are_never_asked_what_they_are(path: Path) -> None:
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
@@ -272,7 +272,7 @@ def test_imports_no_jax(module: str) -> None:
     assert found.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["polyak.train", "polyak.agents.ppo", "polyak.envs.vector", "polyak.evaluate"])
+@pytest.mark.parametrize("module", ["polyak.cranks", "polyak.agents.ppo", "polyak.envs.vector", "polyak.evaluation"])
 def test_the_compiled_crank_needs_no_environment_package(module: str) -> None:
     heavy = "{'gymnasium', 'matplotlib', 'mujoco', 'ale_py', 'tensorboardX', 'imageio', 'rich'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

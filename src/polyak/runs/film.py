@@ -12,8 +12,8 @@ import numpy as np
 from polyak.core import Spec
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
-from polyak.evaluate import STREAM
-from polyak.train import arrays_of
+from polyak.evaluation import STREAM
+from polyak.cranks import arrays_of
 
 Frame = np.ndarray[Any, Any]
 

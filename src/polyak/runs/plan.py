@@ -14,12 +14,12 @@ from polyak.core import Spec
 from polyak.envs import Source, resolve
 from polyak.envs.host import DEADLINE_S
 from polyak.errors import PolyakError
-from polyak.evaluate import CompiledEvaluator, HostEvaluator
+from polyak.evaluation import CompiledEvaluator, HostEvaluator
 from polyak.normalise import Normalised
 from polyak.optim import resolve_schedules
 from polyak.runs.config import agent_from, agent_json, agent_of
 from polyak.spaces import Box
-from polyak.train import Compiled, Host, HostSteps, JaxSteps
+from polyak.cranks import Compiled, Host, HostSteps, JaxSteps
 
 LOGS, EVALUATIONS = 100, 10  # rows and evaluations in a run, where the user names no frequency
 EVAL_EPISODES = 20

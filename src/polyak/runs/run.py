@@ -9,11 +9,11 @@ import numpy as np
 
 from polyak import statistics
 from polyak.errors import PolyakError, RunError
-from polyak.evaluate import Episodes
+from polyak.evaluation import Episodes
 from polyak.runs import checkpoint, disk, folder
 from polyak.runs.plan import Plan
 from polyak.spaces import leaves
-from polyak.train import agent_key, arrays_of, filled
+from polyak.cranks import agent_key, arrays_of, filled
 
 
 def agent_template(plan: Plan) -> Any:

@@ -11,21 +11,22 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 
 from polyak import doctor, statistics
-from polyak.errors import EnvError, PolyakError, RunError
-from polyak.evaluate import Episodes
+from polyak.cranks import Report, swept
+from polyak.errors import EnvError, PolyakError, RunError, nearest
+from polyak.evaluation import Episodes
 from polyak.runs import checkpoint, disk, folder, sinks
 from polyak.runs.callbacks import Callbacks
 from polyak.runs.plan import Plan, plan, planned
 from polyak.runs.progress import Progress
-from polyak.runs.run import Run, agent_template
-from polyak.train import Report, filled
+from polyak.runs.run import Run
 
 SAVE_SECONDS = 60.0  # between checkpoints, where no save_freq is given
 CHUNK_SECONDS = 0.5  # a chunk's length: what a signal may have to wait for
@@ -37,6 +38,14 @@ class Interrupted(PolyakError):
     def __init__(self, sentence: str, exit_code: int) -> None:
         PolyakError.__init__(self, sentence)
         self.exit_code = exit_code
+
+
+class Sweep(NamedTuple):
+    """What a sweep found."""
+
+    members: list[Any]  # the agents
+    returns: np.ndarray  # [members, seeds] mean return of the last 100 training episodes
+    seeds: tuple[int, ...]
 
 
 class Session:
@@ -479,6 +488,55 @@ def evaluate(path: Path | str, *, episodes: int = 100, deterministic: bool = Tru
     return load(path, **options).evaluate(episodes, deterministic=deterministic)
 
 
+def sweep(
+    agent: Any,
+    env: Any,
+    *,
+    steps: int,
+    seeds: int | Sequence[int] = 1,
+    seed: int = 0,
+    n_envs: int | None = None,
+    **values: Sequence[float],
+) -> Sweep:
+    """Train one agent with several values of its float fields at once, vmapped on the compiled crank.
+
+        sweep(PPO(), "jax:CartPole-v1", steps=50_000, lr=[1e-4, 3e-4, 1e-3], seeds=3)
+
+    Args:
+        **values: float fields by name, each with as many values; the i-th member takes the i-th value of each.
+
+    Returns:
+        `Sweep`: members, and the mean return of the last 100 training episodes [members, seeds].
+
+    Raises:
+        PolyakError: the environment isn't compiled, a field isn't a float, or the lists differ in length.
+    """
+    made = plan(agent, env, steps=steps, seeds=seeds, seed=seed, n_envs=n_envs, eval_episodes=0)
+    if made.crank != "compiled":
+        raise PolyakError(
+            f"sweep vmaps the compiled crank, and {made.source.id} is not compiled; use a world such as jax:CartPole-v1"
+        )
+    members = _members(made.agent, values)
+    returns = [swept(members, made.source.world, made.spec, s, made.iterations) for s in made.seeds]
+    return Sweep(members, np.stack(returns, axis=1), tuple(made.seeds))
+
+
+def _members(agent: Any, values: Mapping[str, Sequence[float]]) -> list[Any]:
+    """One agent per place in the lists of values."""
+    lengths = {name: len(given) for name, given in values.items()}
+    if not values or len(set(lengths.values())) != 1:
+        raise PolyakError(
+            f"sweep takes lists of equal length by field, such as lr=[1e-4, 1e-3], and was given {lengths}"
+        )
+    floats = [name for name in agent.__dict__ if isinstance(agent.__dict__[name], float)]
+    for name in values:
+        if name not in floats:
+            raise PolyakError(
+                f"sweep can't vary {name}{nearest(name, floats)}; of {type(agent).__name__} it can vary {', '.join(floats)}"
+            )
+    return [replace(agent, **dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
+
+
 def _conduct(session: Session, start: Callable[[], None], capture_video: bool) -> Run:
     """Start and run a session under signal handlers; whatever happens, give back what it holds."""
     before = _catch_signals(session)
@@ -581,4 +639,4 @@ def _python_command(plan: Plan) -> str:
     return f"polyak.train(..., {plan.source.id!r}, steps={plan.steps}, seeds={list(plan.seeds)})  # {sys.argv[0]!r}"
 
 
-__all__ = ["Interrupted", "Session", "agent_template", "evaluate", "filled", "load", "resume", "state_hash", "train"]
+__all__ = ["Interrupted", "Run", "Session", "Sweep", "evaluate", "load", "resume", "state_hash", "sweep", "train"]

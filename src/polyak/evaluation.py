@@ -14,7 +14,7 @@ from jax import Array, lax
 
 from polyak.core import Agent, Spec, where
 from polyak.envs.vector import Vector
-from polyak.train import arrays_of
+from polyak.cranks import arrays_of
 
 STREAM = 0x65766131  # folded into a seed's key: evaluation shares no random number with training
 

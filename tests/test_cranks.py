@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from polyak import DQN, PPO, SAC, Linear, Normalised, train
+from polyak import DQN, PPO, SAC, Linear, Normalised, cranks
 from polyak.core import Spec
 from polyak.envs.classic import WORLDS
 from polyak.envs.vector import Vector
@@ -45,16 +45,16 @@ def parts(agent, world, n):
 
 def compiled(agent, world, n, seeds=(0,), mode="vmap"):
     agent, world, spec = parts(agent, world, n)
-    return train.Compiled(agent, world, spec, seeds, mode)
+    return cranks.Compiled(agent, world, spec, seeds, mode)
 
 
 def host(agent, world, n, seeds=(0,)):
     agent, world, spec = parts(agent, world, n)
-    return train.Host(agent, lambda seed: train.JaxSteps(world, spec, seed), spec, seeds)
+    return cranks.Host(agent, lambda seed: cranks.JaxSteps(world, spec, seed), spec, seeds)
 
 
 def leaves(crank, k=0):
-    return train.named(crank.agent_state(k), "state")
+    return cranks.named(crank.agent_state(k), "state")
 
 
 def assert_same_bits(a, b):
@@ -96,17 +96,17 @@ def test_seeds_in_map_mode_and_on_the_host_equal_a_seed_alone():
 
 def test_lax_map_over_seeds_equals_a_loop():
     agent, world, spec = parts("ppo", "CartPole-v1", 2)
-    keys = [train.agent_key(seed) for seed in (0, 1, 2)]
+    keys = [cranks.agent_key(seed) for seed in (0, 1, 2)]
     vector = Vector(world, 2)
 
     def whole(pair):
-        state = train.init(agent, vector, spec, *pair)
-        return train.chunk(agent, vector, spec, state, 5)[0]
+        state = cranks.init(agent, vector, spec, *pair)
+        return cranks.chunk(agent, vector, spec, state, 5)[0]
 
     mapped = jax.jit(lambda pairs: jax.lax.map(whole, pairs))((jax.numpy.stack([k[0] for k in keys]), jax.numpy.stack([k[1] for k in keys])))
     for i, pair in enumerate(keys):
         alone = jax.jit(whole)(pair)
-        assert_same_bits(train.named(alone, ""), train.named(jax.tree.map(lambda x, i=i: x[i], mapped), ""))
+        assert_same_bits(cranks.named(alone, ""), cranks.named(jax.tree.map(lambda x, i=i: x[i], mapped), ""))
 
 
 @pytest.mark.parametrize(("agent", "world", "n"), [("ppo", "CartPole-v1", 2), ("sac", "Pendulum-v1", 1), ("dqn", "CartPole-v1", 2)])
@@ -190,13 +190,13 @@ def test_recent_episodes_are_the_last_hundred():
     report = crank.advance(60)[0]
     shadow = host("ppo", "CartPole-v1", 4)
     episodes = [episode.ret for episode in shadow.advance(60)[0].finished]
-    assert report.episodes == len(episodes) > train.WINDOW
-    assert report.ep_rew_mean == pytest.approx(np.mean(episodes[-train.WINDOW :]), rel=1e-6)
+    assert report.episodes == len(episodes) > cranks.WINDOW
+    assert report.ep_rew_mean == pytest.approx(np.mean(episodes[-cranks.WINDOW :]), rel=1e-6)
 
 
 def test_act_is_handed_only_what_it_reads():
     crank = host("sac", "Pendulum-v1", 1)
-    names = list(train.named(crank.agent_state(0), ""))
+    names = list(cranks.named(crank.agent_state(0), ""))
     read = [names[i] for i in crank._read]
     assert read
     assert all("/actor/" in name or "steps" in name for name in read)

@@ -226,6 +226,20 @@ class Compiled:
         """Nothing outside of this process is held."""
 
 
+def swept(members: Sequence[Agent], world: Any, spec: Spec, seed: int, iterations: int) -> np.ndarray:
+    """Train several agents that differ in float fields alone, vmapped over them: the mean recent return of each."""
+    agents = jax.tree.map(lambda *x: jnp.stack(x), *[arrays_of(member) for member in members])
+    vector, keys = arrays_of(Vector(world, spec.n_envs)), agent_key(seed)
+    start = jax.vmap(functools.partial(init, vector=vector, spec=spec, k_init=keys[0], k_run=keys[1]), out_axes=0)
+    state = jax.jit(start)(agents)
+    # Counters are equal in all members, and stay unbatched, as over seeds.
+    state = jax.tree.map(lambda x: jax.tree.map(lambda y: y[0], x) if _is_counter(x) else x, state, is_leaf=_is_counter)
+    axes = seed_axes(state)
+    run = jax.vmap(functools.partial(_call_chunk, spec=spec), in_axes=(0, None, axes, None), out_axes=(axes, 0))
+    state, _ = jax.jit(run, donate_argnums=2)(agents, vector, state, np.int32(iterations))
+    return np.array([_mean(row) for row in np.asarray(state.recent.returns)])
+
+
 def _call_init(agent: Any, vector: Any, k_init: Array, k_run: Array, *, spec: Spec) -> TrainState:
     return init(agent, vector, spec, k_init, k_run)
 
