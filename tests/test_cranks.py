@@ -20,7 +20,9 @@ SMALL = (16,)
 AGENTS = {
     "ppo": PPO(rollout_length=16, batch_size=16, epochs=2, network=SMALL, lr=Linear(1e-3), target_kl=0.01),
     "ppo-normalised": Normalised(PPO(rollout_length=16, batch_size=32, epochs=2, network=SMALL)),
-    "dqn": DQN(rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, target_update_interval=24, double=True),
+    "dqn": DQN(
+        rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, target_update_interval=24, double=True
+    ),
     "sac": SAC(learning_starts=20, batch_size=8, network=SMALL),
     "sac-sde": SAC(learning_starts=20, batch_size=8, network=SMALL, sde=True, rollout_length=8),
 }
@@ -87,7 +89,10 @@ def test_chunks_leave_no_trace(make):
 
 
 def test_seeds_in_map_mode_and_on_the_host_equal_a_seed_alone():
-    for make in (lambda seeds: compiled("dqn", "CartPole-v1", 2, seeds, "map"), lambda seeds: host("dqn", "CartPole-v1", 2, seeds)):
+    for make in (
+        lambda seeds: compiled("dqn", "CartPole-v1", 2, seeds, "map"),
+        lambda seeds: host("dqn", "CartPole-v1", 2, seeds),
+    ):
         many, alone = make((3, 4, 5)), make((4,))
         many.advance(20)
         alone.advance(20)
@@ -103,13 +108,17 @@ def test_lax_map_over_seeds_equals_a_loop():
         state = cranks.init(agent, vector, spec, *pair)
         return cranks.chunk(agent, vector, spec, state, 5)[0]
 
-    mapped = jax.jit(lambda pairs: jax.lax.map(whole, pairs))((jax.numpy.stack([k[0] for k in keys]), jax.numpy.stack([k[1] for k in keys])))
+    mapped = jax.jit(lambda pairs: jax.lax.map(whole, pairs))(
+        (jax.numpy.stack([k[0] for k in keys]), jax.numpy.stack([k[1] for k in keys]))
+    )
     for i, pair in enumerate(keys):
         alone = jax.jit(whole)(pair)
         assert_same_bits(cranks.named(alone, ""), cranks.named(jax.tree.map(lambda x, i=i: x[i], mapped), ""))
 
 
-@pytest.mark.parametrize(("agent", "world", "n"), [("ppo", "CartPole-v1", 2), ("sac", "Pendulum-v1", 1), ("dqn", "CartPole-v1", 2)])
+@pytest.mark.parametrize(
+    ("agent", "world", "n"), [("ppo", "CartPole-v1", 2), ("sac", "Pendulum-v1", 1), ("dqn", "CartPole-v1", 2)]
+)
 def test_vmapped_seeds_are_near_a_seed_alone(agent, world, n):
     iterations = 3 if agent == "ppo" else 24
     many, alone = compiled(agent, world, n, (7, 8)), compiled(agent, world, n, (8,))
@@ -136,7 +145,10 @@ def test_a_branch_on_a_counter_stays_a_branch_under_vmap():
 
 
 @pytest.mark.parametrize("make", [compiled, host])
-@pytest.mark.parametrize(("agent", "world", "n"), [("ppo-normalised", "Pendulum-v1", 2), ("dqn", "CartPole-v1", 2), ("sac-sde", "Pendulum-v1", 1)])
+@pytest.mark.parametrize(
+    ("agent", "world", "n"),
+    [("ppo-normalised", "Pendulum-v1", 2), ("dqn", "CartPole-v1", 2), ("sac-sde", "Pendulum-v1", 1)],
+)
 def test_a_restored_crank_goes_on_bit_for_bit(make, agent, world, n):
     whole = make(agent, world, n)
     whole.advance(17)

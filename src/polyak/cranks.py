@@ -85,7 +85,7 @@ def init(agent: Agent, vector: Vector, spec: Spec, k_init: Array, k_run: Array) 
 
 
 def interact(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tuple[TrainState, Rollout, Outcome]:
-    """T steps of N worlds: the state after them (iteration not yet counted), their record, and their outcomes [T, N]."""
+    """T steps of N worlds: the state after them (the iteration not yet counted), their record, their outcomes [T, N]."""
     k_acting, k_world, _ = _iteration_keys(state.key, state.iteration)
     first = _fresh_memory(agent, spec, state.started, state.memory)
 
@@ -134,10 +134,6 @@ class Tally(NamedTuple):
     def plus(self, value: Any) -> "Tally":
         happened = ~jnp.isnan(value)
         return Tally(self.total + jnp.where(happened, value, 0.0), self.count + happened)
-
-
-def _is_tally(x: Any) -> bool:
-    return isinstance(x, Tally)
 
 
 def chunk(agent: Agent, vector: Vector, spec: Spec, state: TrainState, n: Array) -> tuple[TrainState, dict[str, Tally]]:
@@ -197,7 +193,8 @@ class Compiled:
 
         def report(k: int) -> Report:
             metrics = {tag: (float(t.total[k]), int(t.count[k])) for tag, t in tallies.items()}
-            return Report(metrics, _mean(returns[k]), _mean(lengths[k]), int(recent.episodes[k]))
+            means = _mean(np.asarray(returns[k])), _mean(np.asarray(lengths[k]))
+            return Report(metrics, *means, int(recent.episodes[k]))
 
         return [report(k) for k in range(len(returns))]
 
@@ -586,7 +583,8 @@ def filled(tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
         if new is None or new.shape != like.shape or new.dtype != like.dtype:
             found = "nothing" if new is None else f"{new.dtype}{list(new.shape)}"
             raise RunError(
-                f"the checkpoint holds {found} for {name}, and {like.dtype}{list(like.shape)} is needed: it is of another agent"
+                f"the checkpoint holds {found} for {name}, and {like.dtype}{list(like.shape)} is needed: it is "
+                "of another agent"
             )
         # A copy: jit may alias aligned memory of numpy, and this state will be donated.
         value = jnp.array(new, copy=True)

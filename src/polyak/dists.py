@@ -13,7 +13,7 @@ from jax import Array
 from jax.nn import log_sigmoid, softplus
 
 from polyak.core import hyper
-from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -110,7 +110,7 @@ class TanhNormal:
     """a = tanh(u), u ~ N(mean, σ²): the squashed Gaussian of SAC (Haarnoja et al. 2018, appendix C).
 
     log π(a) = log N(u) − Σ log(1 − tanh² u), the last term computed as 2 (log 2 − u − softplus(−2u)): finite for
-    every u. So samples come with their log-probability; from an action alone, u = artanh(a) is clipped at |a| = 1 − 1e-6.
+    every u. So samples come with their log-probability; from an action alone, u = artanh(a) with |a| cut at 1 − 1e-6.
     """
 
     mean: Any
@@ -166,7 +166,9 @@ def policy(space: Space, output: Array, log_std: Array | None = None, mask: Arra
             return MultiCategorical(output, space.nvec)
         case MultiBinary():
             return Bernoulli(output)
-        case _:
+        case Dict() | Tuple():
+            raise TypeError(f"no distribution over {space}")
+        case Box():
             shape = (*output.shape[:-1], math.prod(space.shape))
             return Normal(
                 output,

@@ -13,8 +13,8 @@ import numpy as np
 from jax import Array, lax
 
 from polyak.core import Agent, Spec, where
-from polyak.envs.vector import Vector
 from polyak.cranks import arrays_of
+from polyak.envs.vector import Vector
 
 STREAM = 0x65766131  # folded into a seed's key: evaluation shares no random number with training
 
@@ -42,7 +42,8 @@ class HostEvaluator:
         """Jitted act on the flat state: to flatten it at every step would cost more than a small network does."""
         leaves, tree = jax.tree.flatten(agent_state)
         if explore not in self._act:
-            act = functools.partial(_act, self.agent, tree, explore=explore, spec=_of_size(self.spec, self.vector.n_envs))
+            spec = _of_size(self.spec, self.vector.n_envs)
+            act = functools.partial(_act, self.agent, tree, explore=explore, spec=spec)
             self._act[explore] = jax.jit(act)
         return functools.partial(self._act[explore], leaves)
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from polyak.dists import Bernoulli, Categorical, MultiCategorical
-from polyak.spaces import Box, Discrete, MultiDiscrete, Space
+from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 
 def uniform(key: Array, space: Space, n: int, mask: Array | None = None) -> Array:
-    """n actions drawn uniformly from `space` (a Box is [-1, 1]), among the allowed ones where there is a mask [n, ·]."""
+    """n actions drawn uniformly from `space` (a Box is [-1, 1]), of the allowed ones where there is a mask [n, ·]."""
     match space:
         case Box():
             return jax.random.uniform(key, (n, *space.shape), minval=-1.0, maxval=1.0)
@@ -19,8 +19,10 @@ def uniform(key: Array, space: Space, n: int, mask: Array | None = None) -> Arra
             return Categorical(_level(mask, (n, space.n))).sample(key)
         case MultiDiscrete():
             return MultiCategorical(_level(mask, (n, sum(space.nvec))), space.nvec).sample(key)
+        case MultiBinary():
+            return Bernoulli(jnp.zeros((n, space.n))).sample(key)
         case _:
-            return Bernoulli(jnp.zeros((n, *space.shape))).sample(key)
+            raise TypeError(f"no actions in {space}")
 
 
 def _level(mask: Array | None, shape: tuple[int, int]) -> Array:

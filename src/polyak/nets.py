@@ -178,7 +178,7 @@ class CNN:
         for k_conv, (filters, kernel, stride) in zip(k_convs, self.filters, strict=True):
             require(
                 min(h, w) >= kernel,
-                f"an image of {space.shape[:2]} pixels is too small for the CNN {self.filters}; give network=MLP(...) or smaller kernels",
+                f"an image of {space.shape[:2]} pixels is too small for the CNN {self.filters}; give smaller kernels",
             )
             convs.append(Conv.init(k_conv, c, filters, kernel, stride, init))
             h, w, c = (h - kernel) // stride + 1, (w - kernel) // stride + 1, filters
@@ -199,7 +199,7 @@ class MLP:
 
     def __post_init__(self) -> None:
         require(
-            all(isinstance(n, int) and n > 0 for n in self.sizes),
+            all(n > 0 for n in self.sizes),
             f"a network's sizes are {self.sizes}, and must be positive whole numbers",
         )
         if self.activation not in ACTIVATIONS:

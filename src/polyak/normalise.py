@@ -19,7 +19,7 @@ class Moments(NamedTuple):
 
     mean: Array
     var: Array
-    count: Counter
+    seen: Counter
 
     @staticmethod
     def none(shape: tuple[int, ...]) -> "Moments":
@@ -28,11 +28,11 @@ class Moments(NamedTuple):
     def merged(self, x: Array) -> "Moments":
         """With a batch [B, ...] added: Chan, Golub & LeVeque (1983), eq. 2.1, in a form that no count overflows."""
         n = x.shape[0]
-        count = self.count.add(n)
-        w = n / count.float()
+        seen = self.seen.add(n)
+        w = n / seen.float()
         mean = x.mean(0)
         delta = mean - self.mean
-        return Moments(self.mean + w * delta, (1 - w) * self.var + w * x.var(0) + w * (1 - w) * delta**2, count)
+        return Moments(self.mean + w * delta, (1 - w) * self.var + w * x.var(0) + w * (1 - w) * delta**2, seen)
 
 
 class State(NamedTuple):

@@ -1,7 +1,7 @@
 """Schedules, optimisers and target networks: how a number and a parameter change over a run."""
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,10 @@ class Cosine:
         return self.end + (self.start - self.end) * 0.5 * (1 + jnp.cos(jnp.pi * _progress(self, steps)))
 
 
-Schedule = Constant | Linear | Exponential | Cosine
+if TYPE_CHECKING:
+    Schedule: TypeAlias = Any  # where a number is calculated with, `now` has replaced the schedule by one
+else:
+    Schedule = Constant | Linear | Exponential | Cosine
 
 
 def _progress(schedule: Any, steps: Array) -> Array:

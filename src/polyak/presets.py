@@ -17,14 +17,14 @@ class Preset:
 
     Attributes:
         source: where the numbers come from.
-        steps: the usual length of a run, in environment steps.
+        steps: the usual length of a run, in environment steps; None where there is no usual one.
         fields: hyper-parameters of the agent.
         n_envs: environments side by side.
         normalised: fields of `Normalised` where observations and rewards are to be normalised, else None.
     """
 
     source: str
-    steps: int
+    steps: int | None
     fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
     n_envs: int = 1
     normalised: Mapping[str, Any] | None = None
@@ -89,7 +89,8 @@ _DQN_CARTPOLE = Preset(
     50_000,
     {
         "lr": 2.3e-3, "batch_size": 64, "buffer_size": 100_000, "learning_starts": 1000, "rollout_length": 256,
-        "updates_per_step": 0.5, "target_update_interval": 10, "eps_end": 0.04, "eps_steps": 8000, "network": _network(256, 256),
+        "updates_per_step": 0.5, "target_update_interval": 10, "eps_end": 0.04, "eps_steps": 8000,
+        "network": _network(256, 256),
     },
 )  # fmt: skip
 _DQN_CLEANRL = Preset(
@@ -133,8 +134,8 @@ _PPO_ATARI = Preset(
     f"{_CLEANRL}/ppo_atari.py",
     10_000_000,
     {
-        "rollout_length": 128, "batch_size": 256, "epochs": 4, "lr": linear(2.5e-4), "clip_range": 0.1, "clip_range_vf": 0.1,
-        "ent_coef": 0.01, "vf_coef": 0.25, "shared": True,
+        "rollout_length": 128, "batch_size": 256, "epochs": 4, "lr": linear(2.5e-4), "clip_range": 0.1,
+        "clip_range_vf": 0.1, "ent_coef": 0.01, "vf_coef": 0.25, "shared": True,
     },
     n_envs=8,
 )  # fmt: skip

@@ -79,7 +79,7 @@ def n_step_return(gamma: Any, n: int, reward: Reals, next_value: Reals, terminat
 
 
 def explained_variance(target: Array, value: Array) -> Array:
-    """1 − Var(target − value) / Var(target): 1 is perfect, ≤ 0 is no better than a constant; NaN for a constant target."""
+    """1 − Var(target − value) / Var(target): 1 is perfect, ≤ 0 no better than a constant; NaN for a constant target."""
     spread = jnp.var(target)
     return jnp.where(spread > 0, 1.0 - jnp.var(target - value) / jnp.where(spread > 0, spread, 1.0), jnp.nan)
 

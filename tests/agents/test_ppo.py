@@ -19,7 +19,7 @@ from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
 from polyak.normalise import Normalised
 from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from polyak.train import agent_key, init, interact
+from polyak.cranks import agent_key, init, interact
 
 T, N = 5, 3  # coprime with all other sizes
 OBS = Box(-1.0, 1.0, (7,))

@@ -104,7 +104,7 @@ class Source:
 
     def env_action(self, action: Any) -> Any:
         """Actions [N, ...] in the agent's view as the environment takes them: in its own bounds, dtype and start."""
-        if self.kind == "jax":
+        if self.world is not None:
             from polyak.envs.vector import world_action
 
             return np.asarray(world_action(self.world.action_space, action))

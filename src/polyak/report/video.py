@@ -74,7 +74,7 @@ def _checked(frames: Iterable[Frame]) -> Iterator[Frame]:
 
 
 def _mp4(frames: Iterator[Frame], path: Path, fps: float) -> None:
-    """Frames through a pipe to ffmpeg. (imageio's own writer forks with a hook, which is unsafe beside jax's threads.)"""
+    """Frames through a pipe to ffmpeg; imageio's own writer forks with a hook, which is unsafe beside jax's threads."""
     import imageio_ffmpeg
 
     first = next(frames)

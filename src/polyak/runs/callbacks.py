@@ -1,11 +1,12 @@
-"""Callbacks: the user's code between chunks of training. It may look at everything and stop the run, and change nothing.
+"""Callbacks: the user's code between chunks of training. It may look at everything, stop the run, and change nothing.
 
 Python runs between chunks, not at every environment step: `on_step` is called once per chunk, with the true count in
 `num_timesteps`. Frequencies are in environment steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -22,9 +23,9 @@ class Callback:
 
     num_timesteps: int = 0
     n_calls: int = 0
-    logger: dict[str, float] = {}
+    logger: Mapping[str, float] = MappingProxyType({})
     run: Path = Path()
-    evaluations: list[tuple[int, list[float]]] = []
+    evaluations: Sequence[tuple[int, list[float]]] = ()
 
     def on_training_start(self) -> None:
         """Before the first chunk."""
@@ -131,7 +132,7 @@ class Callbacks:
         going = True
         for callback in self.all:
             callback.num_timesteps, callback.n_calls = steps, callback.n_calls + 1
-            callback.logger = callback.logger | logger
+            callback.logger = {**callback.logger, **logger}
             callback.on_rollout_end()
             going &= callback.on_step() is not False
         return going

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def encoded(value: Any) -> Any:
     family = "schedule" if kind in _SCHEDULES else "network" if kind in _NETWORKS else None
     if family is None:
         return {"custom": kind}
-    return {family: kind} | {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return {family: kind} | {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(cast("Any", value))}
 
 
 def decoded(value: Any, where: str) -> Any:
@@ -46,7 +46,8 @@ def decoded(value: Any, where: str) -> Any:
             return known[value[family]](**{k: decoded(v, where) for k, v in value.items() if k != family})
     if "custom" in value:
         raise RunError(
-            f"{where} is a {value['custom']} of your own, which the run folder can't hold: give it again, resume(path, agent=...)"
+            f"{where} is a {value['custom']} of your own, which the run folder can't hold: "
+            "give it again, resume(path, agent=...)"
         )
     raise RunError(f"{where} is {dict(value)!r}, which is no schedule and no network")
 

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from polyak.core import Spec
+from polyak.cranks import arrays_of
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
 from polyak.evaluation import STREAM
-from polyak.cranks import arrays_of
 
 Frame = np.ndarray[Any, Any]
 

@@ -11,15 +11,16 @@ from typing import Any
 import jax
 
 from polyak.core import Spec
+from polyak.cranks import Compiled, Host, HostSteps, JaxSteps
 from polyak.envs import Source, resolve
 from polyak.envs.host import DEADLINE_S
 from polyak.errors import PolyakError
 from polyak.evaluation import CompiledEvaluator, HostEvaluator
 from polyak.normalise import Normalised
 from polyak.optim import resolve_schedules
+from polyak.presets import Preset
 from polyak.runs.config import agent_from, agent_json, agent_of
 from polyak.spaces import Box
-from polyak.cranks import Compiled, Host, HostSteps, JaxSteps
 
 LOGS, EVALUATIONS = 100, 10  # rows and evaluations in a run, where the user names no frequency
 EVAL_EPISODES = 20
@@ -33,7 +34,7 @@ class Plan:
         agent: with its schedules resolved to steps.
         source: where the environments come from.
         steps: the budget per seed, environment steps summed over the n_envs.
-        log_freq, eval_freq, save_freq: in environment steps; eval_freq 0: only at the end; save_freq None: by the clock.
+        log_freq, eval_freq, save_freq: in environment steps; eval_freq 0: at the end only; save_freq None: by the clock.
         crank: "compiled" or "host".   seeds_mode: "vmap" or "map", on the compiled crank.
         preset: its name, or None;  preset_source: where its numbers come from.
     """
@@ -93,7 +94,7 @@ class Plan:
         done = self.iterations * self.iteration_steps
         part = "" if done == self.steps else f" of {self.steps:,}"
         text = f"{self.iterations:,} iterations of {self.iteration_steps:,} = {done:,}{part} steps"
-        return f"{text}, {self.n_envs} environment{'s' if self.n_envs > 1 else ''}, {len(self.seeds)} seed{'s' if len(self.seeds) > 1 else ''}"
+        return f"{text}, {_counted(self.n_envs, 'environment')}, {_counted(len(self.seeds), 'seed')}"
 
     def build(self) -> Compiled | Host:
         """The crank, with all seeds before their first step."""
@@ -143,35 +144,47 @@ def plan(
     save_freq: int | None = None,
     deadline: float = DEADLINE_S,
 ) -> Plan:
-    """A checked plan from a user's wishes. An agent given by name takes its environment's preset; an object is complete.
+    """A checked plan from a user's wishes. An agent by name takes its environment's preset; an object is complete.
 
     Raises:
         PolyakError: something does not fit; the sentence says what, and what to do.
     """
-    chosen = None
-    env_id = env if isinstance(env, str) else ""
-    if isinstance(agent, str):
-        agent, chosen = agent_from(agent, fields or {}, env_id, preset, normalise)
-    elif fields:
-        raise PolyakError(
-            "fields go with an algorithm's name; an agent object carries its own: dataclasses.replace(agent, ...)"
-        )
-    elif normalise:
-        agent = Normalised(agent)
-    steps = steps if steps is not None else chosen.steps if chosen is not None else None
+    agent, chosen = _chosen(agent, fields, env if isinstance(env, str) else "", preset, normalise)
     if steps is None:
-        raise PolyakError(f"steps is missing: how many environment steps to train on {env_id or 'this environment'}")
+        steps = chosen.steps
+    if steps is None or steps < 1:
+        raise PolyakError("steps is missing or below 1: give the environment steps to train, such as steps=100_000")
     source = resolve(env, env_kwargs=env_kwargs, allow_import=allow_import, n_envs=n_envs, deadline=deadline)
-    n_envs = n_envs or source.n_envs or (chosen.n_envs if chosen is not None else 1)
+    n: int = n_envs or source.n_envs or chosen.n_envs
+    episodes = EVAL_EPISODES if eval_episodes is None else eval_episodes
     made = Plan(
-        resolve_schedules(agent, steps), source, _spec(source, n_envs, steps), steps, seeds_of(seed, seeds),
-        log_freq or max(1, steps // LOGS),
-        _eval_freq(source, eval_freq, steps), EVAL_EPISODES if eval_episodes is None else eval_episodes, n_eval_envs or 8, save_freq,
-        _crank(source, crank), seeds_mode, preset if chosen is not None else None,
-        chosen.source if chosen is not None else "", dict(chosen.fields) if chosen is not None else {},
+        resolve_schedules(agent, steps), source, _spec(source, n, steps), steps, seeds_of(seed, seeds),
+        log_freq or max(1, steps // LOGS), _eval_freq(source, eval_freq, steps), episodes, n_eval_envs or 8, save_freq,
+        _crank(source, crank), seeds_mode, preset if chosen.source else None, chosen.source, dict(chosen.fields),
     )  # fmt: skip
     _check(made)
     return made
+
+
+_NO_PRESET = Preset(source="", steps=None)
+
+
+def _chosen(
+    agent: Any, fields: Mapping[str, Any] | None, env: str, preset: str | None, normalise: bool | None
+) -> tuple[Any, Preset]:
+    """The agent, and the preset that it takes: an empty one for an agent object."""
+    if isinstance(agent, str):
+        made, chosen = agent_from(agent, fields or {}, env, preset, normalise)
+        return made, chosen or _NO_PRESET
+    if fields:
+        raise PolyakError(
+            "fields go with an algorithm's name; an agent object carries its own: dataclasses.replace(agent, ...)"
+        )
+    return Normalised(agent) if normalise else agent, _NO_PRESET
+
+
+def _counted(n: int, thing: str) -> str:
+    return f"{n} {thing}{'s' if n > 1 else ''}"
 
 
 def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow_import: Sequence[str] = ()) -> Plan:
@@ -187,8 +200,8 @@ def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow
     agent = agent_of(config["agent"]) if agent is None else agent
     return Plan(
         resolve_schedules(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
-        tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"], run["save_freq"],
-        run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
+        tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"],
+        run["save_freq"], run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
     )  # fmt: skip
 
 
@@ -201,7 +214,7 @@ def _crank(source: Source, crank: str) -> str:
         raise PolyakError(f"crank is {crank!r}, and must be 'auto', 'compiled' or 'host'")
     if crank == "compiled" and source.kind != "jax":
         raise PolyakError(
-            f"{source.id} is not written in JAX and can't be compiled; use crank='host', or a world such as jax:CartPole-v1"
+            f"{source.id} is not written in JAX and can't be compiled; use crank='host', or jax:CartPole-v1"
         )
     return crank if crank != "auto" else "compiled" if source.kind == "jax" else "host"
 
@@ -232,6 +245,6 @@ def _check(plan: Plan) -> None:
         raise PolyakError(f"save_freq is {plan.save_freq}, and must be at least 1")
     if isinstance(plan.spec.action, Box) and len(plan.spec.action.shape) != 1:
         raise PolyakError(
-            f"{plan.source.id}: actions have the shape {plan.spec.action.shape}, and must be one vector; wrap the environment so that they are"
+            f"{plan.source.id}: actions have the shape {plan.spec.action.shape}; wrap the environment so that they are one vector"
         )
     jax.eval_shape(lambda key: plan.agent.init(key, plan.spec), jax.eval_shape(lambda: jax.random.key(0)))

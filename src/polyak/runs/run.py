@@ -8,12 +8,12 @@ import jax
 import numpy as np
 
 from polyak import statistics
+from polyak.cranks import agent_key, arrays_of, filled
 from polyak.errors import PolyakError, RunError
 from polyak.evaluation import Episodes
 from polyak.runs import checkpoint, disk, folder
 from polyak.runs.plan import Plan
 from polyak.spaces import leaves
-from polyak.cranks import agent_key, arrays_of, filled
 
 
 def agent_template(plan: Plan) -> Any:
@@ -38,6 +38,7 @@ class Run:
         self.agent, self.seeds = plan.agent, plan.seeds
         self._states: dict[int, Any] = {}
         self._act: Any = None
+        self._drawn = 0  # calls of `predict`, each with a key of its own
         self._generation: checkpoint.Generation | None = None
 
     @property
@@ -99,7 +100,8 @@ class Run:
         batched = self._is_batch(obs)
         obs = jax.tree.map(np.asarray, obs) if batched else jax.tree.map(lambda x: np.asarray(x)[None], obs)
         n = jax.tree.leaves(obs)[0].shape[0]
-        key = jax.random.key(np.random.randint(1 << 31)) if not deterministic else jax.random.key(0)
+        self._drawn += 1
+        key = jax.random.fold_in(jax.random.key(self.seeds[0]), self._drawn)
         if self._act is None:
             self._act = jax.jit(lambda a, s, o, k, m, explore: a.act(s, o, k, m, explore=explore), static_argnums=5)
         spec = self.plan.spec

@@ -29,6 +29,7 @@ from polyak.runs.progress import Progress
 from polyak.runs.run import Run
 
 SAVE_SECONDS = 60.0  # between checkpoints, where no save_freq is given
+EXACT = "a resumed run equals an uninterrupted one bit for bit"
 CHUNK_SECONDS = 0.5  # a chunk's length: what a signal may have to wait for
 
 
@@ -132,12 +133,12 @@ class Session:
 
     def _tier_line(self) -> str:
         if self.tier == 1:
-            return "exactness: tier 1, the worlds' own state is saved; a resumed run equals an uninterrupted one bit for bit"
+            return f"exactness: tier 1, the worlds' own state is saved; {EXACT}"
         if self.tier == 2:
-            return "exactness: tier 2, episodes are replayed from their seeds and actions; a resumed run equals an uninterrupted one bit for bit"
+            return f"exactness: tier 2, episodes are replayed from their seeds and actions; {EXACT}"
         vector = getattr(self.crank.all[0].world, "vector", None)
         why = getattr(getattr(vector, "exactness", None), "reason", "")
-        return f"exactness: tier 3, episodes in flight can't be restored{f' ({why})' if why else ''}; the run is marked exact=false"
+        return f"exactness: tier 3, episodes in flight can't be restored ({why}); the run is marked exact=false"
 
     def _tell_notices(self) -> None:
         for seed in getattr(self.crank, "all", []):
@@ -320,7 +321,8 @@ class Session:
         if repro is not None:
             disk.write_json(self.path / "repro.json", _plain(repro))
             error.args = (
-                f"{error.args[0]}; the actions that led there are in {self.path / 'repro.json'}; {self._how_to_resume()}",
+                f"{error.args[0]}; the actions that led there are in {self.path / 'repro.json'}; "
+                f"{self._how_to_resume()}",
             )
 
     # ------------------------------------------------------------------------------------------- the end
@@ -532,7 +534,8 @@ def _members(agent: Any, values: Mapping[str, Sequence[float]]) -> list[Any]:
     for name in values:
         if name not in floats:
             raise PolyakError(
-                f"sweep can't vary {name}{nearest(name, floats)}; of {type(agent).__name__} it can vary {', '.join(floats)}"
+                f"sweep can't vary {name}{nearest(name, floats)}; of {type(agent).__name__} it can vary "
+                f"{', '.join(floats)}"
             )
     return [replace(agent, **dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True)]
 

@@ -1,0 +1,357 @@
+"""What holds for every agent: probe worlds, spaces, knobs that do something, and invariances of a gradient step."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from polyak.agents import dqn, ppo, sac
+from polyak.agents.dqn import DQN
+from polyak.agents.ppo import PPO
+from polyak.agents.sac import SAC
+from polyak.core import Rollout, Spec, Transition
+from polyak.cranks import Compiled, named
+from polyak.envs.classic import WORLDS
+from polyak.envs.probes import (
+    ConstantReward,
+    DelayedReward,
+    Forever,
+    ObservedAction,
+    ObservedReward,
+    ObservedTarget,
+    PoisonedReset,
+    Target,
+)
+from polyak.envs.vector import Vector
+from polyak.errors import PolyakError
+from polyak.nets import CNN, sample_obs
+from polyak.normalise import Normalised
+from polyak.optim import Linear, resolve_schedules
+from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
+
+MODULES = {"PPO": ppo, "DQN": dqn, "SAC": sac}
+
+
+def advanced(agent, world, n, iterations):
+    """(the agent's state after some iterations of the compiled crank, the spec)."""
+    vector = Vector(world, n)
+    steps = agent.rollout_length * n * iterations
+    spec = Spec(vector.obs_space, vector.action_space, n, steps)
+    crank = Compiled(resolve_schedules(agent, steps), world, spec, (0,))
+    crank.advance(iterations)
+    return crank.agent_state(0)
+
+
+# ------------------------------------------------------------------------------------------------ probe worlds
+
+SMALL = {"gamma": 0.9, "network": (16,), "lr": 1e-2, "batch_size": 32}
+REPLAY = {"buffer_size": 2000, "learning_starts": 32}
+LEARNERS = {
+    "ppo": (PPO(rollout_length=8, epochs=4, gae_lambda=0.9, **SMALL), 150),
+    "dqn": (
+        DQN(rollout_length=2, updates_per_step=0.5, eps_steps=500, target_update_interval=16, **SMALL, **REPLAY),
+        300,
+    ),
+    "sac": (SAC(tau=0.1, ent_coef=0.0, updates_per_step=0.5, **SMALL, **REPLAY), 300),
+}
+# world, observations, V in them, how near it must be
+VALUES = {
+    "constant": (ConstantReward, [[0.0]], [1.0], 0.02),
+    "observed": (ObservedReward, [[-1.0], [1.0]], [-1.0, 1.0], 0.05),
+    "delayed": (DelayedReward, [[0.0], [1.0]], [0.9, 1.0], 0.07),
+    "forever": (Forever, [[0.0]], [10.0], 0.3),  # (1 − γ⁸)/(1 − γ) = 5.7 where truncation is taken for an end
+    # 59 in the second, where V of the reset observation is believed at the clock's end
+    "poisoned": (functools.partial(PoisonedReset, poison=100.0), [[1.0, 0.0], [0.0, 1.0]], [100.0, 0.0], 8.0),
+}
+
+
+def values(name, state, obs):
+    match name:
+        case "ppo":
+            return state.params.critic(obs)
+        case "dqn":
+            return state.Q(obs).max(-1)
+        case _:
+            return state.critics[0](obs, jnp.zeros((len(obs), 1)))
+
+
+@pytest.mark.parametrize("probe", VALUES)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_values_of_probe_worlds(name, probe):
+    world, obs, expected, tolerance = VALUES[probe]
+    agent, iterations = LEARNERS[name]
+    state = advanced(agent, world(continuous=name == "sac"), 4, iterations)
+    assert_allclose(values(name, state, jnp.array(obs)), expected, atol=tolerance)
+
+
+def greedy(agent, state, obs):
+    return np.asarray(agent.act(state, jnp.array(obs), jax.random.key(0), (), explore=False)[0])
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn"])
+def test_choices_of_probe_worlds(name):
+    agent, iterations = LEARNERS[name]
+    state = advanced(agent, ObservedAction(), 4, iterations)
+    assert_array_equal(greedy(agent, state, [[-1.0], [1.0]]), [0, 1])
+
+
+@pytest.mark.parametrize("world", [Target, ObservedTarget])
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_targets_of_probe_worlds(name, world):
+    """The best action within asymmetric bounds, and one that follows the observation."""
+    agent, iterations = LEARNERS[name]
+    state = advanced(agent, world(), 4, 2 * iterations)
+    obs, best = ([[0.0]], [-0.35]) if world is Target else ([[-0.4], [0.0], [0.4]], [-0.4, 0.0, 0.4])
+    assert_allclose(greedy(agent, state, obs)[:, 0], best, atol=0.12)
+
+
+# ------------------------------------------------------------------------------------------------ spaces
+
+OBSERVATIONS = {
+    "vector": Box(-1.0, 1.0, (3,)),
+    "matrix": Box(-1.0, 1.0, (2, 3)),
+    "scalar": Box(-1.0, 1.0, ()),
+    "discrete": Discrete(4),
+    "multidiscrete": MultiDiscrete((2, 3)),
+    "bits": MultiBinary(3),
+    "image": Box(0, 255, (12, 12, 2), np.uint8),
+    "nested": Dict({"a": Tuple([Discrete(3), Box(-1.0, 1.0, (2,))]), "b": Box(0, 255, (12, 12, 1), np.uint8)}),
+    "tuple": Tuple([MultiBinary(2), Dict({"x": Box(-1.0, 1.0, (2, 2))})]),
+}
+ACTIONS = {
+    "discrete": Discrete(3),
+    "multidiscrete": MultiDiscrete((2, 3)),
+    "bits": MultiBinary(3),
+    "box": Box(-1.0, 1.0, (2,)),
+    "dict": Dict({"a": Discrete(2)}),
+}
+TAKEN = {"PPO": {"discrete", "multidiscrete", "bits", "box"}, "DQN": {"discrete"}, "SAC": {"box"}}
+TINY = CNN(((4, 4, 2),), 8)
+AGENTS = {
+    "PPO": PPO(rollout_length=4, batch_size=4, network=TINY),
+    "DQN": DQN(rollout_length=4, batch_size=4, buffer_size=40, learning_starts=4, network=TINY),
+    "SAC": SAC(rollout_length=4, batch_size=4, buffer_size=40, learning_starts=4, network=TINY, sde=True),
+}
+
+
+def turned(agent, spec, key):
+    """One iteration on observations of zeros, to be traced: (state before, state after, actions [N])."""
+    k_init, k_act, k_update = jax.random.split(key, 3)
+    state, N = agent.init(k_init, spec), spec.n_envs
+    obs = sample_obs(spec.obs, (N,))
+    action, _ = agent.act(state, obs, k_act, agent.memory(spec), explore=True)
+    flags, reward = jnp.zeros(N, bool), jnp.zeros(N)
+    record = Transition(obs, action, reward, obs, flags, ~flags)
+    steps = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (agent.rollout_length, *x.shape)), record)
+    after, _ = agent.update(state, Rollout(steps, agent.memory(spec)), k_update)
+    best, _ = agent.act(after, obs, key, agent.memory(spec), explore=False)
+    return state, after, action, best
+
+
+@pytest.mark.reuses_keys
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("name", [*AGENTS, "Normalised"])
+def test_every_observation_with_every_action(name, action):
+    """A whole iteration can be traced, keeps the shape of the state, and acts in the shape of the space."""
+    agent = Normalised(AGENTS["PPO"]) if name == "Normalised" else AGENTS[name]
+    taken = TAKEN["PPO" if name == "Normalised" else name]
+    for obs in OBSERVATIONS.values():
+        spec = Spec(obs, ACTIONS[action], 3, 100)
+        if action not in taken:
+            with pytest.raises(PolyakError, match="can't take actions .*it takes"):
+                jax.eval_shape(lambda key, a=agent, s=spec: a.init(key, s), jax.random.key(0))
+            continue
+        before, after, *acted = jax.eval_shape(lambda key, a=agent, s=spec: turned(a, s, key), jax.random.key(0))
+        assert jax.tree.structure(before) == jax.tree.structure(after)
+        for x, y in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+            assert (x.shape, x.dtype) == (y.shape, y.dtype)
+        for a in acted:
+            assert a.shape == (3, *ACTIONS[action].shape)
+            assert np.dtype(a.dtype).kind == ACTIONS[action].dtype.kind
+
+
+# ------------------------------------------------------------------------------------------------ knobs (CT28)
+
+# For each agent a base, its world, and another value for every field.
+KNOBS = {
+    "PPO": (
+        PPO(rollout_length=8, batch_size=8, epochs=2, network=(4,), lr=0.05, clip_range_vf=0.2, target_kl=0.5),
+        "Pendulum-v1",
+        {
+            "gamma": 0.9, "gae_lambda": 0.5, "clip_range": 0.05, "clip_range_vf": 0.01, "ent_coef": 0.1,
+            "vf_coef": 0.2, "normalize_advantage": False, "rollout_length": 16, "epochs": 3, "batch_size": 16,
+            "target_kl": 1e-4, "lr": 0.01, "max_grad_norm": 0.01, "adam_eps": 1e-2, "network": (5,),
+            "shared": True, "log_std_init": -1.0,
+        },
+    ),
+    "DQN": (
+        DQN(
+            rollout_length=2, updates_per_step=0.5, batch_size=8, buffer_size=24, learning_starts=4, eps_steps=20,
+            network=(4,), lr=0.05, target_update_interval=8, max_grad_norm=0.5, eps_start=0.9,
+        ),
+        "CartPole-v1",
+        {
+            "gamma": 0.5, "double": True, "loss": "squared", "eps_start": 0.3, "eps_end": 0.9, "eps_steps": 100,
+            "rollout_length": 4, "updates_per_step": 0.25, "batch_size": 6, "buffer_size": 12, "learning_starts": 20,
+            "tau": 0.3, "target_update_interval": 20, "lr": 0.01, "max_grad_norm": 0.01, "adam_eps": 1e-2,
+            "network": (5,),
+        },
+    ),
+    "SAC": (
+        SAC(
+            rollout_length=2, updates_per_step=0.5, batch_size=8, buffer_size=24, learning_starts=4, network=(4,),
+            lr=0.05, sde=True, max_grad_norm=5.0, tau=0.1,
+        ),
+        "Pendulum-v1",
+        {
+            "gamma": 0.5, "ent_coef": 0.7, "ent_coef_init": 0.1, "target_entropy": 1.0, "sde": False,
+            "log_std_init": -1.0, "rollout_length": 4, "updates_per_step": 1.0, "batch_size": 6, "buffer_size": 12,
+            "learning_starts": 20, "tau": 0.9, "lr": 0.01, "max_grad_norm": 0.01, "network": (5,),
+        },
+    ),
+}  # fmt: skip
+DEAD: dict[str, set[str]] = {"PPO": set(), "DQN": set(), "SAC": set()}  # fields that don't affect training
+
+
+def trained_hash(agent, world):
+    """What was learned in 24 iterations (PPO: 3): every leaf of the state but the replay and the counters."""
+    spec_world = WORLDS[world]()
+    vector = Vector(spec_world, 2)
+    crank = Compiled(agent, spec_world, Spec(vector.obs_space, vector.action_space, 2, 10_000), (0,))
+    crank.advance(3 if isinstance(agent, PPO) else 24)
+    parts = named(crank.agent_state(0), "")
+    return b"".join(x.tobytes() for name, x in parts.items() if "/replay/" not in name and "/steps/" not in name)
+
+
+@pytest.mark.parametrize("name", KNOBS)
+def test_no_knob_is_dead(name):
+    base, world, others = KNOBS[name]
+    fields = {field.name for field in dataclasses.fields(base)}
+    assert set(others) == fields, "every hyper-parameter stands in the table"
+    start = trained_hash(base, world)
+    assert start == trained_hash(base, world)
+    same = {f for f, value in others.items() if trained_hash(dataclasses.replace(base, **{f: value}), world) == start}
+    assert same == DEAD[name]
+
+
+# ------------------------------------------------------------------------------------------------ one gradient step
+
+B, D, K = 7, 5, 3
+OBS = Box(-1.0, 1.0, (D,))
+STEPS = {
+    "PPO": PPO(network=(8,), normalize_advantage=False, ent_coef=0.1, clip_range_vf=0.2, clip_range=0.1, max_grad_norm=None),
+    "DQN": DQN(network=(8,), double=True, max_grad_norm=None, buffer_size=10, rollout_length=4),
+    "SAC": SAC(network=(8,), ent_coef=0.0, buffer_size=10),
+}
+
+
+def prepared(name, seed=0):
+    """(state, batch [B]) away from the start. SAC's policy is (nearly) deterministic: its noise is drawn per batch."""
+    agent, rng = STEPS[name], np.random.default_rng(seed)
+    action = Box(-1.0, 1.0, (2,)) if name == "SAC" else Discrete(K)
+    state = jax.jit(lambda key: agent.init(key, Spec(OBS, action, 1, 100)))(jax.random.key(seed))
+    obs, next_obs = (jnp.float32(rng.normal(size=(B, D))) for _ in range(2))
+    a = jnp.float32(rng.uniform(-1, 1, (B, 2))) if name == "SAC" else jnp.int32(rng.integers(0, K, B))
+    x, y, z = (jnp.float32(rng.normal(size=B)) for _ in range(3))
+    if name == "PPO":
+        head = dataclasses.replace(state.params.actor.head, W=jax.random.normal(jax.random.key(2), (8, K)))
+        state = state._replace(params=state.params._replace(actor=dataclasses.replace(state.params.actor, head=head)))
+        log_prob = state.params.actor(obs).log_prob(a) + 0.1 * x
+        return agent, state, ppo.Batch(obs, a, log_prob, y, z)
+    if name == "SAC":
+        last = dataclasses.replace(state.actor.log_std, W=jnp.zeros((8, 2)), b=jnp.full(2, -30.0))
+        state = state._replace(actor=dataclasses.replace(state.actor, log_std=last))
+    end = jnp.arange(B) % 3 == 0
+    return agent, state, Transition(obs, a, x, next_obs, end, ~end)
+
+
+@functools.cache
+def gradients_of(name):
+    """A jitted function (state, batch) ↦ all that one `learn` descends along."""
+
+    def gradients(agent, state, batch):
+        kept = []
+
+        def keep(rule, lr, grads, opt, params):
+            kept.append(grads)
+            return params, opt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MODULES[name], "descend", keep)
+            agent.learn(state, batch, jax.random.key(0))
+        return kept
+
+    return jax.jit(gradients)
+
+
+def assert_same_gradients(a, b):
+    scale = max(float(abs(x).max()) for x in jax.tree.leaves(b))
+    assert scale > 0.01
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert_allclose(x, y, rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.reuses_keys
+@pytest.mark.parametrize("name", STEPS)
+def test_a_batch_is_the_mean_of_its_transitions(name):
+    """CT13, CT14: the gradient of a batch is the mean of those of its transitions, in any order, doubled or not."""
+    agent, state, batch = prepared(name)
+    gradients = gradients_of(name)
+    whole = gradients(agent, state, batch)
+    singles = [gradients(agent, state, jax.tree.map(lambda x, i=i: x[i : i + 1], batch)) for i in range(B)]
+    assert_same_gradients(jax.tree.map(lambda *g: sum(g) / B, *singles), whole)
+    order = np.random.default_rng(1).permutation(B)
+    assert_same_gradients(gradients(agent, state, jax.tree.map(lambda x: x[order], batch)), whole)
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch)
+    assert_same_gradients(gradients(agent, state, twice), whole)
+
+
+@pytest.mark.reuses_keys
+@pytest.mark.parametrize("name", STEPS)
+def test_learning_is_the_same_without_jit(name):
+    agent, state, batch = prepared(name)
+    compiled = jax.jit(lambda a, s, b, k: a.learn(s, b, k))(agent, state, batch, jax.random.key(0))
+    with jax.disable_jit():
+        plain = agent.learn(state, batch, jax.random.key(0))
+    for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
+        assert_allclose(x, y, rtol=1e-3, atol=1e-5)
+
+
+def test_the_order_of_environments_does_not_matter():
+    """PPO over one minibatch: environments permuted, the same update."""
+    agent = PPO(rollout_length=5, batch_size=15, epochs=2, network=(8,), lr=1e-3)
+    state = jax.jit(lambda key: agent.init(key, Spec(OBS, Discrete(K), 3, 1000)))(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    end = rng.random((5, 3)) < 0.3
+    obs, next_obs = (jnp.float32(rng.normal(size=(5, 3, D))) for _ in range(2))
+    action, reward = jnp.int32(rng.integers(0, K, (5, 3))), jnp.float32(rng.normal(size=(5, 3)))
+    steps = Transition(obs, action, reward, next_obs, jnp.asarray(end), jnp.zeros((5, 3), bool))
+    update = jax.jit(agent.update)
+    one, _ = update(state, Rollout(steps, ()), jax.random.key(0))
+    two, _ = update(state, Rollout(jax.tree.map(lambda x: x[:, jnp.array([2, 0, 1])], steps), ()), jax.random.key(1))
+    for x, y in zip(jax.tree.leaves(one.params), jax.tree.leaves(two.params), strict=True):
+        assert_allclose(x, y, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_schedule_takes_the_value_of_the_step(name):
+    """A learning rate that has come down to 0 moves nothing, one that hasn't moves everything."""
+    base, world, _ = KNOBS[name]
+    length = 0.5 if name == "PPO" else 0.75
+    agent = dataclasses.replace(base, lr=Linear(0.05, 0.0, length))
+    vector, iterations = Vector(WORLDS[world](), 2), 8
+    spec = Spec(vector.obs_space, vector.action_space, 2, iterations * 2 * agent.rollout_length)
+    crank = Compiled(resolve_schedules(agent, spec.steps), WORLDS[world](), spec, (0,))
+    weights = []
+    for _ in range(iterations):
+        crank.advance(1)
+        parts = named(crank.agent_state(0), "")
+        weights.append(b"".join(x.tobytes() for n, x in parts.items() if n.endswith("/W") and "target" not in n))
+    moved = [a != b for a, b in zip(weights, weights[1:], strict=False)]
+    last = math.ceil(length * iterations) - 1  # weights[i] is after iteration i, taken with the rate of step i
+    assert all(moved[:last]) and not any(moved[last:])
