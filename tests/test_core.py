@@ -176,7 +176,9 @@ def test_the_tree_takes_any_leaves_and_comes_back() -> None:
     assert structure.unflatten(range(len(leaves))).count == 3
 
 
-@pytest.mark.parametrize("agent", [PPO(), DQN(), SAC(), Normalised(PPO(lr=Linear(1e-3)))], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "agent", [PPO(), DQN(), SAC(), Normalised(PPO(lr=Linear(1e-3)))], ids=lambda a: type(a).__name__
+)
 def test_agents_round_trip_and_replace(agent: Any) -> None:
     leaves, structure = jax.tree.flatten(agent)
     assert structure.unflatten(leaves) == agent

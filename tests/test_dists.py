@@ -1,4 +1,4 @@
-"""Distributions against quadrature, enumeration and float64 formulae (CT11): densities integrate to one, samples follow them."""
+"""Distributions against quadrature, enumeration and float64 formulae (CT11): densities integrate to 1, samples follow."""
 
 import itertools
 import math
@@ -249,7 +249,9 @@ def test_samples_carry_the_log_probability_that_the_action_has() -> None:
     a, log_p = TanhNormal(mean, log_std).sample_and_log_prob(jax.random.key(6))
     assert (np.abs(a) < 1).all()
     assert_allclose(log_p, TanhNormal(mean, log_std).log_prob(a), rtol=1e-3, atol=1e-3)
-    by_hand = stats.norm(float64(mean), np.exp(float64(log_std))).logpdf(np.arctanh(float64(a))) - np.log1p(-(float64(a) ** 2))
+    by_hand = stats.norm(float64(mean), np.exp(float64(log_std))).logpdf(np.arctanh(float64(a))) - np.log1p(
+        -(float64(a) ** 2)
+    )
     assert_allclose(log_p, by_hand.sum(-1), rtol=1e-3, atol=1e-3)
 
 
@@ -352,7 +354,9 @@ def test_the_deviation_of_a_policy_is_the_one_given() -> None:
     pi = policy(Box(-1, 1, (3,)), jnp.zeros((4, 3)), jnp.asarray(log_std, jnp.float32))
     a = np.array([0.1, -0.2, 0.3])
     want = stats.norm(0, np.exp(log_std)).logpdf(a).sum()
-    assert_allclose(pi.log_prob(jnp.broadcast_to(jnp.asarray(a, jnp.float32)[None], (4, 3))), np.full(4, want), rtol=1e-5)
+    assert_allclose(
+        pi.log_prob(jnp.broadcast_to(jnp.asarray(a, jnp.float32)[None], (4, 3))), np.full(4, want), rtol=1e-5
+    )
 
 
 def test_there_is_none_over_nested_actions() -> None:

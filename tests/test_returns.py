@@ -215,9 +215,7 @@ def test_lambda_zero_is_the_one_step_target_and_lambda_one_the_longest_return() 
     one_step = returns.td_target(0.9, x.reward, x.terminated, x.next_value)
     assert_allclose(returns.lambda_return(0.9, 0.0, *tail), one_step, rtol=RTOL, atol=1e-6)
     assert_array_equal(returns.n_step_return(0.9, 1, *tail), one_step)
-    assert_allclose(
-        returns.lambda_return(0.9, 1.0, *tail), returns.n_step_return(0.9, 11, *tail), rtol=RTOL, atol=1e-5
-    )
+    assert_allclose(returns.lambda_return(0.9, 1.0, *tail), returns.n_step_return(0.9, 11, *tail), rtol=RTOL, atol=1e-5)
 
 
 def test_advantages_are_lambda_returns_minus_values_where_values_are_consistent() -> None:

@@ -85,7 +85,7 @@ def init(agent: Agent, vector: Vector, spec: Spec, k_init: Array, k_run: Array) 
 
 
 def interact(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tuple[TrainState, Rollout, Outcome]:
-    """T steps of N worlds: the state after them (the iteration not yet counted), their record, their outcomes [T, N]."""
+    """T steps of N worlds: the state after them (its iteration not yet counted), their record, their outcomes."""
     k_acting, k_world, _ = _iteration_keys(state.key, state.iteration)
     first = _fresh_memory(agent, spec, state.started, state.memory)
 

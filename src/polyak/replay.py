@@ -184,5 +184,5 @@ def check_rhythm(name: str, agent: Any, n_envs: int) -> None:
     require(
         count >= 1 and abs(count - round(count)) < 1e-6,
         f"{name}: rollout_length {agent.rollout_length} × n_envs {n_envs} × updates_per_step "
-        f"{agent.updates_per_step:g} gives {count:g} gradient steps per update, and must give a whole number of at least 1",
+        f"{agent.updates_per_step:g} gives {count:g} gradient steps per update; that must be a whole number ≥ 1",
     )

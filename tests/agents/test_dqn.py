@@ -12,17 +12,19 @@ from numpy.testing import assert_allclose, assert_array_equal
 from polyak.agents import dqn
 from polyak.agents.dqn import DQN
 from polyak.core import Counter, Rollout, Spec, Transition
+from polyak.cranks import agent_key, init, interact
 from polyak.envs.probes import Forever, PoisonedReset
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
 from polyak.optim import Linear, resolve_schedules
 from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
-from polyak.cranks import agent_key, init, interact
 
 B, D, K = 7, 5, 3  # batch, observation, actions: coprime
 OBS = Box(-1.0, 1.0, (D,))
 SPEC = Spec(OBS, Discrete(K), 2, 1000)
-PLAIN = DQN(network=(), max_grad_norm=None, loss="squared", gamma=0.9, buffer_size=50, learning_starts=0, rollout_length=2)
+PLAIN = DQN(
+    network=(), max_grad_norm=None, loss="squared", gamma=0.9, buffer_size=50, learning_starts=0, rollout_length=2
+)
 
 
 @functools.cache
@@ -60,8 +62,8 @@ def experience(seed, lead=(B,), mask=False, n_actions=K):
         allowed[..., 1] |= allowed.sum(-1) == 0
         return {"action_mask": jnp.float32(allowed), "x": x} if mask else x
 
-    action = jnp.int32(rng.integers(0, n_actions, lead))
-    return Transition(obs(), action, jnp.float32(rng.normal(size=lead)), obs(), jnp.asarray(terminated), jnp.asarray(truncated))
+    action, reward = jnp.int32(rng.integers(0, n_actions, lead)), jnp.float32(rng.normal(size=lead))
+    return Transition(obs(), action, reward, obs(), jnp.asarray(terminated), jnp.asarray(truncated))
 
 
 # ------------------------------------------------------------------------------------------------ the target
@@ -84,7 +86,7 @@ def test_the_gradient_equals_numpy(loss, double, mask):
     a, deltas, W_grad = np.asarray(batch.action), np.zeros(B), np.zeros((D, K))
     for i in range(B):
         chooser = x_next[i] @ (W if double else W_target)
-        best = max((k for k in range(K) if allowed[i, k]), key=lambda k: chooser[k])  # noqa: B023
+        best = max((k for k in range(K) if allowed[i, k]), key=lambda k: chooser[k])
         future = 0.0 if batch.terminated[i] else 0.9 * (x_next[i] @ W_target)[best]
         deltas[i] = (x[i] @ W)[a[i]] - (float(batch.reward[i]) + future)
         W_grad[:, a[i]] += (np.clip(deltas[i], -1, 1) if loss == "huber" else deltas[i]) * x[i] / B
@@ -132,7 +134,8 @@ def test_a_time_limit_is_no_end_of_the_world():
     state = jax.jit(lambda keys: init(agent, vector, spec, *keys))(agent_key(0))
     _, rollout, _ = interact(agent, vector, spec, state)
     assert rollout.steps.truncated.sum() == 8
-    Q = dataclasses.replace(state.agent.Q, head=dataclasses.replace(state.agent.Q.head, W=jnp.zeros((1, 2)), b=jnp.full(2, 10.0)))
+    head = dataclasses.replace(state.agent.Q.head, W=jnp.zeros((1, 2)), b=jnp.full(2, 10.0))
+    Q = dataclasses.replace(state.agent.Q, head=head)
     fixed = state.agent._replace(Q=Q, Q_target=Q)
     steps = jax.tree.map(lambda x: x.reshape(32, *x.shape[2:]), rollout.steps)
     assert learned(agent, fixed, steps)[1]["train/loss"] < 1e-9
@@ -149,7 +152,8 @@ def test_one_hot_and_plain_steps_are_tabular_q_learning(monkeypatch):
     rng = np.random.default_rng(1)
     learn = jax.jit(lambda agent, state, batch: agent.learn(state, batch, jax.random.key(0)))
     for _ in range(25):
-        s, a, s_next, r, end = rng.integers(states), rng.integers(2), rng.integers(states), rng.normal(), rng.random() < 0.3
+        s, a, s_next = rng.integers(states), rng.integers(2), rng.integers(states)
+        r, end = rng.normal(), rng.random() < 0.3
         batch = Transition(*(jnp.asarray([x]) for x in (s, np.int32(a), np.float32(r), s_next, end, False)))
         state, _ = learn(agent, state, batch)
         W = state.Q.head.W

@@ -11,15 +11,15 @@ import optax
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from polyak.agents.ppo import PPO
 from polyak.agents import ppo
+from polyak.agents.ppo import PPO
 from polyak.core import Rollout, Spec, Transition
+from polyak.cranks import agent_key, init, interact
 from polyak.envs.probes import PoisonedReset
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
 from polyak.normalise import Normalised
 from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Tuple
-from polyak.cranks import agent_key, init, interact
 
 T, N = 5, 3  # coprime with all other sizes
 OBS = Box(-1.0, 1.0, (7,))
@@ -63,11 +63,12 @@ def acted(agent, state, rng, mask=0):
     """A rollout [T, N] of random observations, with the actions that the agent takes in them."""
     obs, next_obs = observations(rng, (T, N), mask), observations(rng, (T, N), mask)
     keys = jax.random.split(jax.random.key(int(rng.integers(1 << 30))), T)
-    action = jnp.stack([explored(agent, state, jax.tree.map(lambda x: x[t], obs), keys[t]) for t in range(T)])
+    action = jnp.stack([explored(agent, state, jax.tree.map(lambda x, t=t: x[t], obs), keys[t]) for t in range(T)])
     terminated = rng.random((T, N)) < 0.2
     truncated = (rng.random((T, N)) < 0.2) & ~terminated
     reward = rng.normal(size=(T, N)).astype(np.float32)
-    return Rollout(Transition(obs, action, jnp.asarray(reward), next_obs, jnp.asarray(terminated), jnp.asarray(truncated)), ())
+    flags = jnp.asarray(terminated), jnp.asarray(truncated)
+    return Rollout(Transition(obs, action, jnp.asarray(reward), next_obs, *flags), ())
 
 
 def moved(state, by=0.5, seed=9):
@@ -309,7 +310,8 @@ def test_one_update_equals_numpy(monkeypatch):
     after, metrics = updated(agent, state, rollout, jax.random.key(1))
 
     def tables(params):
-        parts = (params.actor.torso.body.layers[0], params.actor.head, params.critic.torso.body.layers[0], params.critic.head)
+        actor, critic = params
+        parts = (actor.torso.body.layers[0], actor.head, critic.torso.body.layers[0], critic.head)
         return [np.asarray(x, np.float64) for part in parts for x in (part.W, part.b)]
 
     p, steps = tables(state.params), rollout.steps

@@ -1,4 +1,4 @@
-"""SAC against its equations: the soft target, the policy's and the temperature's gradient, and noise that lasts a rollout."""
+"""SAC against its equations: the soft target, the gradients of policy and temperature, noise that lasts a rollout."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from polyak.spaces import Box, Discrete, MultiDiscrete
 
 B, D, A = 7, 5, 2  # batch, observation, action: coprime
 SPEC = Spec(Box(-1.0, 1.0, (D,)), Box(-1.0, 1.0, (A,)), 3, 1000)
-PLAIN = SAC(network=(8,), gamma=0.9, buffer_size=60, learning_starts=0, batch_size=4, tau=0.3, lr=0.01, updates_per_step=1.0)
+PLAIN = SAC(network=(8,), gamma=0.9, buffer_size=60, learning_starts=0, batch_size=4, tau=0.3, lr=0.01)
 SDE = dataclasses.replace(PLAIN, sde=True, log_std_init=-1.0, rollout_length=4, updates_per_step=0.25)
 
 
@@ -158,7 +158,7 @@ def gradients(agent, seed=0):
 
 @pytest.mark.reuses_keys
 def test_each_loss_moves_its_own_network():
-    """The actor's gradient is that of α log π − min Q with Q held still; the critics' that of ½ (Q − y)² with y held still."""
+    """The actor's gradient is that of α log π − min Q with Q held still; the critics' of ½ (Q − y)² with y held still."""
     agent = dataclasses.replace(PLAIN, ent_coef=0.2)
     (actor, critics, alpha), state, batch, key = gradients(agent)
     assert alpha == []
@@ -266,7 +266,8 @@ def test_the_squashed_density_is_one_in_all_and_finite_at_the_ends():
     pi = TanhNormal(jnp.zeros(1), jnp.zeros(1))
     for x in (-1.0, 1.0, 1 - 1e-7):
         assert jnp.isfinite(pi.log_prob(jnp.array([x])))
-        assert jnp.isfinite(jax.grad(lambda m, x=x: TanhNormal(m, jnp.zeros(1)).log_prob(jnp.array([x])))(jnp.zeros(1))).all()
+        slope = jax.grad(lambda m, x=x: TanhNormal(m, jnp.zeros(1)).log_prob(jnp.array([x])))(jnp.zeros(1))
+        assert jnp.isfinite(slope).all()
     assert jnp.isfinite(jax.vmap(lambda u: pi.log_prob_of(u[None]))(jnp.linspace(-50, 50, 101))).all()
 
 
@@ -275,7 +276,8 @@ def test_the_squashed_density_is_one_in_all_and_finite_at_the_ends():
 def test_actions(agent):
     """Random before learning starts; then the policy's; greedy is the mode, and takes no notice of the key."""
     state, obs = begun(dataclasses.replace(agent, learning_starts=10)), jnp.ones((3, D))
-    state = state._replace(actor=dataclasses.replace(state.actor, mean=dataclasses.replace(state.actor.mean, b=jnp.full(A, 9.0))))
+    mean = dataclasses.replace(state.actor.mean, b=jnp.full(A, 9.0))
+    state = state._replace(actor=dataclasses.replace(state.actor, mean=mean))
     agent = dataclasses.replace(agent, learning_starts=10)
     early = np.stack([acting(agent, state, obs, jax.random.key(i), True) for i in range(200)])
     assert abs(early.mean()) < 0.1 and early.std() == pytest.approx(1 / math.sqrt(3), rel=0.1)

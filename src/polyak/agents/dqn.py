@@ -25,6 +25,7 @@ from jax import Array, lax
 from polyak import nets
 from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, leading, require
 from polyak.dists import mask_of
+from polyak.errors import PolyakError
 from polyak.explore import epsilon_greedy, uniform
 from polyak.optim import Linear, Schedule, adam, descend, now, polyak
 from polyak.replay import check_rhythm, replay_update, ring
@@ -79,8 +80,8 @@ class DQN:
 
     def init(self, key: Array, spec: Spec) -> State:
         others = "PPO takes MultiDiscrete, MultiBinary and Box, SAC bounded Box"
-        takes = isinstance(spec.action, Discrete)
-        require(takes, f"DQN can't take actions {describe(spec.action)}: it takes Discrete; {others}")
+        if not isinstance(spec.action, Discrete):
+            raise PolyakError(f"DQN can't take actions {describe(spec.action)}: it takes Discrete; {others}")
         check_rhythm("DQN", self, spec.n_envs)
         k_torso, k_head = jax.random.split(key)
         torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)

@@ -34,7 +34,7 @@ class Plan:
         agent: with its schedules resolved to steps.
         source: where the environments come from.
         steps: the budget per seed, environment steps summed over the n_envs.
-        log_freq, eval_freq, save_freq: in environment steps; eval_freq 0: at the end only; save_freq None: by the clock.
+        log_freq, eval_freq, save_freq: environment steps; eval_freq 0: at the end only; save_freq None: by the clock.
         crank: "compiled" or "host".   seeds_mode: "vmap" or "map", on the compiled crank.
         preset: its name, or None;  preset_source: where its numbers come from.
     """
@@ -245,6 +245,7 @@ def _check(plan: Plan) -> None:
         raise PolyakError(f"save_freq is {plan.save_freq}, and must be at least 1")
     if isinstance(plan.spec.action, Box) and len(plan.spec.action.shape) != 1:
         raise PolyakError(
-            f"{plan.source.id}: actions have the shape {plan.spec.action.shape}; wrap the environment so that they are one vector"
+            f"{plan.source.id}: actions have the shape {plan.spec.action.shape}; wrap the environment so that they are "
+            "one vector"
         )
     jax.eval_shape(lambda key: plan.agent.init(key, plan.spec), jax.eval_shape(lambda: jax.random.key(0)))
