@@ -1,4 +1,4 @@
-"""Distributions against quadrature, enumeration and float64 formulae (CT11): densities integrate to 1, samples follow."""
+"""Distributions against quadrature, enumeration and float64 formulae (CT11): densities, entropies, samples, masks."""
 
 import itertools
 import math

@@ -101,12 +101,12 @@ class Counter(NamedTuple):
         return (self.high > n // _WORD) | ((self.high == n // _WORD) & (self.low >= n % _WORD))
 
     def modulo(self, n: int) -> Array:
-        """The count modulo n, int32. Exact while n ≤ 2²⁰, or the count is below 2²⁴, or n divides into int32 range."""
-        high = self.high % n
-        return (high * (_WORD % n) % n + self.low % n) % n if n <= 1 << 20 else self._long_modulo(n)
+        """The count modulo n, int32, exact for n < 2²⁵ and for every power of two up to 2³⁰.
 
-    def _long_modulo(self, n: int) -> Array:
-        """Horner's rule, six bits of the low word at a time, so that no product passes 2³¹ (n < 2²⁵)."""
+        Horner's rule takes six bits of the low word at a time, so that no product passes 2³¹.
+        """
+        if n >= _WORD and n & (n - 1) == 0:
+            return self.high % (n // _WORD) * _WORD + self.low
         rest = self.high % n
         for shift in (18, 12, 6, 0):
             rest = (rest * 64 + (self.low >> shift) % 64) % n
@@ -145,24 +145,26 @@ def _is_subtree(value: Any) -> bool:
 
 
 def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
-    """A field's value as its annotation wants it: `lr=1` becomes 1.0; NaN and a bool for a number are refused."""
+    """A field's value as its annotation wants it: `lr=1` becomes 1.0; what is no number is refused where one is due."""
     wanted = str(field.type) if isinstance(field.type, str) else repr(field.type)
+    what = f"{cls.__name__}: {field.name} is"
     if field.type is float or "float" in wanted:
         if isinstance(value, int) and not isinstance(value, bool) and "int" not in wanted:
             value = float(value)
-        require(
-            not isinstance(value, bool) or "bool" in wanted,
-            f"{cls.__name__}: {field.name} is {value}, and must be a number",
-        )
+        alone = not isinstance(value, bool | str | None)
+        require(alone or _admits(wanted, value), f"{what} {value!r}, and must be a number")
     if field.type is int:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        require(whole, f"{cls.__name__}: {field.name} is {value!r}, and must be a whole number")
-    require(
-        not (isinstance(value, float) and value != value), f"{cls.__name__}: {field.name} is NaN, and must be a number"
-    )
+        require(whole, f"{what} {value!r}, and must be a whole number")
+    require(not (isinstance(value, float | np.floating) and value != value), f"{what} NaN, and must be a number")
     return tuple(value) if isinstance(value, list) else value
+
+
+def _admits(annotation: str, value: Any) -> bool:
+    """Whether an annotation names the type of a value beside its numbers: "float | str" admits "auto"."""
+    return ("None" if value is None else type(value).__name__) in annotation
 
 
 def _checked_init(cls: type, static: set[str]) -> None:

@@ -32,6 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+INITS = ("orthogonal", "uniform")
+
+
 def orthogonal(key: Array, shape: tuple[int, int], gain: float = 1.0) -> Array:
     """A random matrix with orthonormal rows or columns times `gain` (Saxe et al. 2014), by Newton-Schulz iteration.
 
@@ -116,6 +119,10 @@ class Stack:
     layers: tuple[Dense, ...]
     activation: str
 
+    def width(self, fan_in: int) -> int:
+        """How many features come out where `fan_in` go in."""
+        return self.layers[-1].W.shape[-1] if self.layers else fan_in
+
     def __call__(self, x: Array) -> Array:
         for layer in self.layers:
             x = ACTIVATIONS[self.activation](layer(x))
@@ -199,9 +206,11 @@ class MLP:
 
     def __post_init__(self) -> None:
         require(
-            all(n > 0 for n in self.sizes),
+            all(type(n) is int and n > 0 for n in self.sizes),
             f"a network's sizes are {self.sizes}, and must be positive whole numbers",
         )
+        if self.init not in INITS:
+            raise PolyakError(f"there is no initialisation {self.init!r}{nearest(self.init, INITS)}")
         if self.activation not in ACTIVATIONS:
             raise PolyakError(f"there is no activation {self.activation!r}{nearest(self.activation, ACTIVATIONS)}")
 
@@ -234,7 +243,7 @@ class MLP:
     def critic(self, key: Array, space: Space, n_actions: int) -> Critic:
         k_images, k_body, k_head = jax.random.split(key, 3)
         body = self.stack(k_body, width(space, self.cnn) + n_actions)
-        head = Dense.init(k_head, self.sizes[-1], 1, self.init)
+        head = Dense.init(k_head, body.width(width(space, self.cnn) + n_actions), 1, self.init)
         return Critic(self._fronts(k_images, space), body, head, space)
 
 
@@ -345,8 +354,14 @@ def build(network: Any, default: MLP, key: Array, space: Space) -> Any:
     if isinstance(plan, MLP):
         return plan.build(key, space)
     require(callable(plan), f"network is {plan!r}: give sizes such as (256, 256), an MLP or CNN, or a callable pytree")
-    has_arrays = any(_is_array(leaf) for leaf in jax.tree.leaves(plan))
-    return Custom(plan if has_arrays else plan(key), space)
+    if any(_is_array(leaf) for leaf in jax.tree.leaves(plan)):
+        return Custom(plan, space)
+    try:
+        made = plan(key)
+    except TypeError as error:
+        raise PolyakError(f"the network is a function, and must map a key to a callable pytree: {error}") from error
+    require(callable(made), f"the network is a function of a key that gives {made!r}, and must give a callable pytree")
+    return Custom(made, space)
 
 
 def build_critic(network: Any, default: MLP, key: Array, space: Space, n_actions: int) -> Any:
@@ -357,7 +372,8 @@ def build_critic(network: Any, default: MLP, key: Array, space: Space, n_actions
     k_torso, k_body, k_head = jax.random.split(key, 3)
     torso = build(network, default, k_torso, space)
     body = default.stack(k_body, feature_width(torso, space) + n_actions)
-    return Joined(torso, body, Dense.init(k_head, default.sizes[-1], 1, default.init))
+    last = body.width(feature_width(torso, space) + n_actions)
+    return Joined(torso, body, Dense.init(k_head, last, 1, default.init))
 
 
 @hyper

@@ -158,7 +158,7 @@ def gradients(agent, seed=0):
 
 @pytest.mark.reuses_keys
 def test_each_loss_moves_its_own_network():
-    """The actor's gradient is that of α log π − min Q with Q held still; the critics' of ½ (Q − y)² with y held still."""
+    """The actor's gradient is that of α log π − min Q with Q held still; the critics' of ½ (Q − y)², y held still."""
     agent = dataclasses.replace(PLAIN, ent_coef=0.2)
     (actor, critics, alpha), state, batch, key = gradients(agent)
     assert alpha == []
@@ -327,7 +327,7 @@ def test_other_actions_are_refused_with_the_agents_that_take_them(action):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"updates_per_step": 0.5, "rollout_length": 1}, "must give a whole number"),
+        ({"updates_per_step": 0.5, "rollout_length": 1}, "gradient steps per update"),
         ({"ent_coef": "auto_0.1"}, "ent_coef is 'auto_0.1'"),
         ({"ent_coef": -0.1}, "ent_coef is -0.1"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1"),

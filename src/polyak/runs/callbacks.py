@@ -18,11 +18,13 @@ class Callback:
         n_calls: how often `on_step` was called.
         logger: the latest value of every metric by tag, averaged over seeds.
         run: the folder of the run.
+        episodes: training episodes that ended so far, in the seed with the fewest.
         evaluations: (step, mean return per seed) of every evaluation so far.
     """
 
     num_timesteps: int = 0
     n_calls: int = 0
+    episodes: int = 0
     logger: Mapping[str, float] = MappingProxyType({})
     run: Path = Path()
     evaluations: Sequence[tuple[int, list[float]]] = ()
@@ -58,10 +60,10 @@ class StopOnMaxEpisodes(Callback):
     """Stop once every seed has finished this many training episodes."""
 
     def __init__(self, episodes: int) -> None:
-        self.episodes = episodes
+        self.limit = episodes
 
     def on_step(self) -> bool:
-        return self.logger.get("time/episodes", 0) < self.episodes
+        return self.episodes < self.limit
 
 
 class StopOnNoModelImprovement(Callback):
@@ -106,7 +108,7 @@ def as_callback(given: Any) -> Callback:
 
 def share(source: Callback, target: Callback) -> None:
     """Hand on what a callback knows of the run."""
-    target.num_timesteps, target.n_calls = source.num_timesteps, source.n_calls
+    target.num_timesteps, target.n_calls, target.episodes = source.num_timesteps, source.n_calls, source.episodes
     target.logger, target.run, target.evaluations = source.logger, source.run, source.evaluations
 
 
@@ -127,11 +129,15 @@ class Callbacks:
         for callback in self.all:
             callback.on_rollout_start()
 
-    def after(self, steps: int, logger: dict[str, float]) -> bool:
+    def know(self, evaluations: Sequence[tuple[int, list[float]]]) -> None:
+        """All evaluations so far, as copies: a callback may do with them what it likes."""
+        self.evaluations[:] = [(step, list(scores)) for step, scores in evaluations]
+
+    def after(self, steps: int, episodes: int, logger: dict[str, float]) -> bool:
         """Whether to go on."""
         going = True
         for callback in self.all:
-            callback.num_timesteps, callback.n_calls = steps, callback.n_calls + 1
+            callback.num_timesteps, callback.episodes, callback.n_calls = steps, episodes, callback.n_calls + 1
             callback.logger = {**callback.logger, **logger}
             callback.on_rollout_end()
             going &= callback.on_step() is not False

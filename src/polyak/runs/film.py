@@ -76,7 +76,7 @@ def _host_frames(run: Any, seed: int, steps: int) -> tuple[Iterator[Frame] | Non
         act, obs = _acting(run, seed), world.reset()
         try:
             for t in range(steps):
-                yield np.asarray(world.render())
+                yield _drawn(run, world)
                 obs = world.step(act(obs, t)).obs
                 if world.episodes():
                     return
@@ -84,6 +84,14 @@ def _host_frames(run: Any, seed: int, steps: int) -> tuple[Iterator[Frame] | Non
             world.close()
 
     return frames(), 30.0
+
+
+def _drawn(run: Any, world: Any) -> Frame:
+    """A frame. What drawing needs (pygame, OpenGL, a screen) is often missing, and each package says so its own way."""
+    try:
+        return np.asarray(world.render())
+    except Exception as error:
+        raise PolyakError(f"{run.plan.source.id} can't be drawn here: {type(error).__name__}: {error}") from error
 
 
 def _compiled_frames(run: Any, seed: int, steps: int) -> tuple[Iterator[Frame] | None, float]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import numpy as np
 
 from polyak.core import Spec
 from polyak.cranks import Compiled, Host, HostSteps, JaxSteps
@@ -37,6 +38,8 @@ class Plan:
         log_freq, eval_freq, save_freq: environment steps; eval_freq 0: at the end only; save_freq None: by the clock.
         crank: "compiled" or "host".   seeds_mode: "vmap" or "map", on the compiled crank.
         preset: its name, or None;  preset_source: where its numbers come from.
+        given: the type of an environment that was an object, which config.json can't hold; "" for an id.
+        deadline: seconds that one call into an environment may take.
     """
 
     agent: Any
@@ -54,6 +57,8 @@ class Plan:
     preset: str | None
     preset_source: str
     preset_fields: dict[str, Any]
+    given: str = ""
+    deadline: float = DEADLINE_S
 
     @property
     def n_envs(self) -> int:
@@ -78,7 +83,9 @@ class Plan:
         return {
             "polyak": metadata.version("polyak"),
             "agent": agent_json(self.agent),
-            "env": {"id": self.source.id, "kwargs": self.source.kwargs, "kind": self.source.kind},
+            "env": {"id": self.source.id, "kwargs": self.source.kwargs, "kind": self.source.kind}
+            | ({"given": self.given} if self.given else {})
+            | ({"deadline": self.deadline} if self.deadline != DEADLINE_S else {}),
             "run": {
                 "steps": self.steps, "seed": self.seeds[0], "seeds": list(self.seeds), "n_envs": self.n_envs,
                 "log_freq": self.log_freq, "eval_freq": self.eval_freq, "eval_episodes": self.eval_episodes,
@@ -114,11 +121,15 @@ class Plan:
 
 def seeds_of(seed: int, seeds: int | Sequence[int]) -> tuple[int, ...]:
     """`seeds` consecutive seeds from `seed`, or the list itself."""
-    chosen = tuple(range(seed, seed + seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
+    if isinstance(seeds, Sequence):
+        chosen = tuple(whole("a seed", s, 0) for s in seeds)
+    else:
+        seed = whole("seed", seed, 0)
+        chosen = tuple(range(seed, seed + whole("seeds", seeds)))
     if not chosen:
         raise PolyakError(f"seeds is {seeds!r}, and must be at least 1")
-    if len(set(chosen)) < len(chosen) or min(chosen) < 0:
-        raise PolyakError(f"seeds are {list(chosen)}, and must be different whole numbers of at least 0")
+    if len(set(chosen)) < len(chosen):
+        raise PolyakError(f"seeds are {list(chosen)}, and must be different ones")
     return chosen
 
 
@@ -152,18 +163,38 @@ def plan(
     agent, chosen = _chosen(agent, fields, env if isinstance(env, str) else "", preset, normalise)
     if steps is None:
         steps = chosen.steps
-    if steps is None or steps < 1:
-        raise PolyakError("steps is missing or below 1: give the environment steps to train, such as steps=100_000")
+    if steps is None:
+        raise PolyakError("steps is missing: give the environment steps to train, such as steps=100_000")
+    steps, n_envs = whole("steps", steps), _optional("n_envs", n_envs)
     source = resolve(env, env_kwargs=env_kwargs, allow_import=allow_import, n_envs=n_envs, deadline=deadline)
     n: int = n_envs or source.n_envs or chosen.n_envs
-    episodes = EVAL_EPISODES if eval_episodes is None else eval_episodes
+    episodes = EVAL_EPISODES if eval_episodes is None else whole("eval_episodes", eval_episodes, 0)
+    every = _eval_freq(source, _optional("eval_freq", eval_freq, 0), steps) if episodes else 0
     made = Plan(
         resolve_schedules(agent, steps), source, _spec(source, n, steps), steps, seeds_of(seed, seeds),
-        log_freq or max(1, steps // LOGS), _eval_freq(source, eval_freq, steps), episodes, n_eval_envs or 8, save_freq,
+        _optional("log_freq", log_freq) or max(1, steps // LOGS), every, episodes,
+        _optional("n_eval_envs", n_eval_envs) or 8, _optional("save_freq", save_freq),
         _crank(source, crank), seeds_mode, preset if chosen.source else None, chosen.source, dict(chosen.fields),
+        "" if isinstance(env, str) else type(env).__name__, deadline,
     )  # fmt: skip
     _check(made)
     return made
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A count as an int; 1e5 is one too.
+
+    Raises:
+        PolyakError: it is not a whole number of at least `least`.
+    """
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not np.isfinite(value) or value != int(value) or value < least:
+        raise PolyakError(f"{name} is {value!r}, and must be a whole number of at least {least}")
+    return int(value)
+
+
+def _optional(name: str, value: Any, least: int = 1) -> int | None:
+    return None if value is None else whole(name, value, least)
 
 
 _NO_PRESET = Preset(source="", steps=None)
@@ -193,15 +224,22 @@ def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow
     Packages are imported only where `allow_import` names them now, never because a file says so.
     """
     run, world = config["run"], config["env"]
+    deadline = world.get("deadline", DEADLINE_S)
+    if env is None and "given" in world:
+        raise PolyakError(
+            f"the environment of this run was given as an object ({world['given']}), which a folder can't hold: give "
+            "it again in Python, polyak.resume(path, env=...)"
+        )
     source = resolve(
         world["id"] if env is None else env, env_kwargs=world["kwargs"] if env is None else None,
-        allow_import=allow_import, n_envs=run["n_envs"],
+        allow_import=allow_import, n_envs=run["n_envs"], deadline=deadline,
     )  # fmt: skip
     agent = agent_of(config["agent"]) if agent is None else agent
     return Plan(
         resolve_schedules(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
         tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"],
         run["save_freq"], run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
+        world.get("given", ""), deadline,
     )  # fmt: skip
 
 
@@ -238,11 +276,6 @@ def _check(plan: Plan) -> None:
         )
     if plan.seeds_mode not in ("vmap", "map"):
         raise PolyakError(f"seeds_mode is {plan.seeds_mode!r}, and must be 'vmap' or 'map'")
-    for name in ("log_freq", "eval_freq", "eval_episodes", "n_eval_envs"):
-        if getattr(plan, name) < 0:
-            raise PolyakError(f"{name} is {getattr(plan, name)}, and must not be negative")
-    if plan.save_freq is not None and plan.save_freq < 1:
-        raise PolyakError(f"save_freq is {plan.save_freq}, and must be at least 1")
     if isinstance(plan.spec.action, Box) and len(plan.spec.action.shape) != 1:
         raise PolyakError(
             f"{plan.source.id}: actions have the shape {plan.spec.action.shape}; wrap the environment so that they are "

@@ -1,19 +1,67 @@
 """A run that exists: its folder, its policies, and what can be done with them."""
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from polyak import statistics
+from polyak.core import where
 from polyak.cranks import agent_key, arrays_of, filled
 from polyak.errors import PolyakError, RunError
 from polyak.evaluation import Episodes
 from polyak.runs import checkpoint, disk, folder
-from polyak.runs.plan import Plan
-from polyak.spaces import leaves
+from polyak.runs.plan import Plan, whole
+from polyak.spaces import Dict, Space, Tuple, describe, leaves
+
+
+def batch(space: Space, obs: Any) -> tuple[Any, bool]:
+    """(an observation as arrays [N, ...], whether it was a batch already); plain lists and numbers are welcome.
+
+    Raises:
+        PolyakError: it has not the shape of the space.
+    """
+    arrays = _arrays(space, obs)
+    parts = [x for x, _ in arrays]
+    singles = [x.shape == tuple(inner.shape) for x, inner in arrays]
+    batches = [x.shape[1:] == tuple(inner.shape) and x.ndim > len(inner.shape) for x, inner in arrays]
+    if not (all(singles) or (all(batches) and len({len(x) for x in parts}) == 1)):
+        shapes = ", ".join(str(x.shape) for x in parts)
+        raise PolyakError(f"predict takes an observation of {describe(space)} or a batch of them, not shape {shapes}")
+    batched = not all(singles)
+    return _nested(space, iter(parts if batched else [x[None] for x in parts])), batched
+
+
+def _arrays(space: Space, obs: Any) -> list[tuple[np.ndarray[Any, Any], Any]]:
+    """The simple parts of an observation in the order of `leaves`, each with its space."""
+    found: list[tuple[np.ndarray[Any, Any], Any]] = []
+    for path, inner in leaves(space):
+        value = obs
+        for name in path.split("/") if path else ():
+            try:
+                value = value[int(name) if isinstance(value, tuple | list) else name]
+            except (LookupError, TypeError, ValueError) as error:
+                raise PolyakError(f"this observation has no {path!r}, which {describe(space)} needs") from error
+        try:
+            found.append((np.asarray(value, inner.dtype), inner))
+        except (TypeError, ValueError) as error:
+            raise PolyakError(f"this observation of {describe(space)} is no array of numbers: {error}") from error
+    return found
+
+
+def _nested(space: Space, parts: Iterator[Any]) -> Any:
+    match space:
+        case Dict():
+            return {name: _nested(inner, parts) for name, inner in space.items}
+        case Tuple():
+            return tuple(_nested(inner, parts) for inner in space.items)
+        case _:
+            return next(parts)
 
 
 def agent_template(plan: Plan) -> Any:
@@ -97,34 +145,25 @@ class Run:
         Returns:
             (action, state), the action with the batch axis that obs had.
         """
-        batched = self._is_batch(obs)
-        obs = jax.tree.map(np.asarray, obs) if batched else jax.tree.map(lambda x: np.asarray(x)[None], obs)
+        obs, batched = batch(self.plan.spec.obs, obs)
         n = jax.tree.leaves(obs)[0].shape[0]
         self._drawn += 1
-        key = jax.random.fold_in(jax.random.key(self.seeds[0]), self._drawn)
+        key = jax.random.fold_in(jax.random.key(np.uint32(self.seeds[0] % (1 << 32))), self._drawn)
         if self._act is None:
             self._act = jax.jit(lambda a, s, o, k, m, explore: a.act(s, o, k, m, explore=explore), static_argnums=5)
-        spec = self.plan.spec
-        memory = (
-            self.agent.memory(type(spec)(spec.obs, spec.action, n, spec.steps, spec.frames)) if state is None else state
-        )
+        fresh = self.agent.memory(replace(self.plan.spec, n_envs=n))
+        memory = fresh if state is None else state
+        if episode_start is not None and jax.tree.leaves(fresh):
+            memory = where(jnp.broadcast_to(jnp.asarray(episode_start, bool), (n,)), fresh, memory)
         action, memory = self._act(arrays_of(self.agent), self.state(seed), obs, key, memory, not deterministic)
         action = self.plan.source.env_action(np.asarray(action))
         return (action if batched else jax.tree.map(lambda x: x[0], action)), (
             memory if jax.tree.leaves(memory) else None
         )
 
-    def _is_batch(self, obs: Any) -> bool:
-        _, first = next(leaves(self.plan.spec.obs))
-        ndim = np.asarray(jax.tree.leaves(obs)[0]).ndim
-        if ndim not in (len(first.shape), len(first.shape) + 1):
-            raise PolyakError(
-                f"an observation has {len(first.shape)} axes of shape {first.shape}, and this one has {ndim}"
-            )
-        return ndim > len(first.shape)
-
     def evaluate(self, episodes: int = 100, *, deterministic: bool = True) -> dict[str, Any]:
         """Evaluate every seed on fresh episodes: {iqm, ci_low, ci_high, mean, per_seed, episodes}."""
+        episodes = whole("episodes", episodes)
         results = [self.episodes(seed, episodes, deterministic=deterministic) for seed in self.seeds]
         scores = np.array([r.returns.mean() for r in results])
         low, high = statistics.interval(scores)

@@ -30,6 +30,7 @@ from polyak.runs.run import Run
 
 SAVE_SECONDS = 60.0  # between checkpoints, where no save_freq is given
 EXACT = "a resumed run equals an uninterrupted one bit for bit"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CHUNK_SECONDS = 0.5  # a chunk's length: what a signal may have to wait for
 
 
@@ -74,7 +75,9 @@ class Session:
         self.compile_s = 0.0
         self.began = time.monotonic()
         self.saved_at = time.monotonic()
-        self.saved_iteration = -1
+        self.cold = True  # until this process has compiled
+        self.logged = self.evaluated = 0  # the iterations up to which rows and evaluations are written
+        self.final: dict[str, Any] | None = None  # the last evaluation's summary, once there is one
         self.exact = True
         self.disk_faults: set[int | None] = set()  # causes that were said already
         self.fingerprint = folder.fingerprint(plan.config(), platform=jax.default_backend(), device=_device())
@@ -94,6 +97,8 @@ class Session:
 
     def resume(self, generation: checkpoint.Generation) -> None:
         """Continue from a generation, bit for bit."""
+        self._build()
+        generation = self._restore(generation)
         different = folder.differences(self.fingerprint, generation.fingerprint)
         if different:
             self.exact = False
@@ -101,13 +106,14 @@ class Session:
         meta = generation.meta
         self.exact &= meta["exact"]
         sinks.truncate(self.path, meta["sinks"])
-        self._build()
-        self.crank.restore(generation.arrays, meta["worlds"])
         self._tell_notices()
         self.tallies = [{tag: (total, count) for tag, (total, count) in row.items()} for row in meta["tallies"]]
         self.evaluations[:] = [(step, scores) for step, scores in meta["evaluations"]]
-        self.callbacks.evaluations[:] = self.evaluations
+        self.callbacks.know(self.evaluations)
         self.best = -np.inf if meta["best"] is None else meta["best"]
+        done = self.crank.iterations()
+        self.logged, self.evaluated = meta.get("logged", done), meta.get("evaluated", done)
+        self.final = meta.get("final")
         self.spent, self.trained, self.compile_s = meta["spent"], list(meta["trained"]), meta["compile_s"]
         self.sinks = sinks.Metrics(
             self.path,
@@ -117,8 +123,20 @@ class Session:
             tensorboard=self.tensorboard,
             resumed=meta["sinks"],
         )
-        self.saved_iteration = self.crank.iterations()
         self.say(f"resuming at {self.steps():,} of {self.plan.steps:,} steps")
+
+    def _restore(self, generation: checkpoint.Generation) -> checkpoint.Generation:
+        """Put this generation in place, or the newest before it that is of this run."""
+        older = [n for n in checkpoint.generations(self.path) if n < generation.number]
+        while True:
+            try:
+                self.crank.restore(generation.arrays, generation.meta["worlds"])
+                return generation
+            except PolyakError as error:
+                if isinstance(error, EnvError) or not older:
+                    raise
+                self.warn(f"ck.{generation.number} can't be used ({error}); trying ck.{older[-1]}")
+            generation = checkpoint.load(self.path, number=older.pop(), notify=self.warn)
 
     def _build(self) -> None:
         self.progress.update(0, 0.0, note="compiling")
@@ -151,10 +169,12 @@ class Session:
         """Train to the end of the plan, evaluate, summarise."""
         total = self.plan.iterations
         self.callbacks.start()
+        self._catch_up()
         pace = 1
-        while self.crank.iterations() < total:
+        while (at := self.crank.iterations()) < total:
+            if self.stop.is_set():
+                self._interrupt()
             self.callbacks.before()
-            at = self.crank.iterations()
             goal = min(total, at + pace, *(self._next(at, freq) for freq in self._frequencies()))
             started = time.monotonic()
             self._advance(goal - at)
@@ -169,6 +189,15 @@ class Session:
             )
         self.callbacks.end()
         return self.finish()
+
+    def _catch_up(self) -> None:
+        """A signal may have come between a chunk and the row or the evaluation that were due after it."""
+        if min(self.logged, self.evaluated) == self.crank.iterations():
+            return
+        self._advance(0)
+        _, improved = self._observe()
+        if improved:
+            self.save(pin=True)
 
     def _frequencies(self) -> list[int]:
         plan = self.plan
@@ -185,11 +214,7 @@ class Session:
         return bool(freq) and before * step // freq < after * step // freq
 
     def _advance(self, n: int) -> None:
-        try:
-            reports = self.crank.advance(n, self.stop)
-        except EnvError as error:
-            self._record_fault(error)
-            raise
+        reports = self.crank.advance(n, self.stop)
         for seed, tally, report in zip(self.plan.seeds, self.tallies, reports, strict=True):
             for tag, (total, count) in report.metrics.items():
                 old = tally.get(tag, (0.0, 0))
@@ -200,25 +225,37 @@ class Session:
 
     def _count(self, before: int, seconds: float) -> None:
         """Time for fps: the first chunk of a process compiles, and is counted as that."""
-        if self.saved_iteration == before and not self.compile_s and before == 0:
-            self.compile_s = seconds
+        if self.cold:
+            self.cold = False
+            self.compile_s += seconds
             return
         self.trained[0] += (self.crank.iterations() - before) * self.plan.iteration_steps * len(self.plan.seeds)
         self.trained[1] += seconds
 
     def _after_chunk(self, before: int) -> None:
         after = self.crank.iterations()
-        logger = self._log() if self._due(before, after, self.plan.log_freq) or after == self.plan.iterations else {}
-        improved = False
-        if self._due(before, after, self.plan.eval_freq) and after < self.plan.iterations:
-            improved = self._evaluate_now()
+        logger, improved = self._observe()
         self._show()
         late = self.plan.save_freq is None and time.monotonic() - self.saved_at > SAVE_SECONDS
         if improved or late or self._due(before, after, self.plan.save_freq):
             self.save(pin=improved)
-        if not self.callbacks.after(self.steps(), logger):
-            self.save()
+        going = self.callbacks.after(self.steps(), min(r.episodes for r in self.reports), logger)
+        if not going and after < self.plan.iterations:
+            self.save(emergency=True)
             raise Interrupted(f"a callback stopped the run at {self.steps():,} steps; {self._how_to_resume()}", 0)
+
+    def _observe(self) -> tuple[dict[str, float], bool]:
+        """Write the row of metrics and the evaluation that are due: (means over seeds, whether it is the best yet)."""
+        at, last = self.crank.iterations(), self.plan.iterations
+        logger: dict[str, float] = {}
+        improved = False
+        if self._due(self.logged, at, self.plan.log_freq) or (at == last and self.logged < at):
+            logger = self._log()
+        self.logged = at
+        if self._due(self.evaluated, at, self.plan.eval_freq) and at < last:
+            improved = self._evaluate_now()
+        self.evaluated = at
+        return logger, improved
 
     def _log(self) -> dict[str, float]:
         """One row per seed; what the seeds have in common is returned as means."""
@@ -266,7 +303,7 @@ class Session:
         for seed, r in zip(self.plan.seeds, results, strict=True):
             self._sink_evaluation(seed, r)
         self.evaluations.append((self.steps(), scores))
-        self.callbacks.evaluations[:] = self.evaluations
+        self.callbacks.know(self.evaluations)
         improved = float(np.mean(scores)) > self.best
         self.best = max(self.best, float(np.mean(scores)))
         return improved
@@ -281,12 +318,19 @@ class Session:
     # ------------------------------------------------------------------------------------------- checkpoints
 
     def save(self, *, pin: bool = False, emergency: bool = False) -> None:
-        """A checkpoint of all seeds. A disk that refuses is said once per cause, and training goes on."""
+        """A checkpoint of all seeds. A disk that refuses is said once per cause, and training goes on.
+
+        An emergency is one after which the process ends: it raises, for nothing would be left of what was learned.
+        """
+        check_finite(self.crank, self.plan.seeds, self.steps())
         arrays, worlds = self.crank.snapshot()
         meta = {
             "worlds": worlds,
             "tallies": self.tallies,
             "evaluations": self.evaluations,
+            "logged": self.logged,
+            "evaluated": self.evaluated,
+            "final": self.final,
             "best": None if np.isinf(self.best) else self.best,
             "spent": self.elapsed(),
             "trained": self.trained,
@@ -305,7 +349,7 @@ class Session:
             if cause not in self.disk_faults:
                 self.warn(str(error))
             self.disk_faults.add(cause)
-        self.saved_at, self.saved_iteration = time.monotonic(), self.crank.iterations()
+        self.saved_at = time.monotonic()
 
     def _interrupt(self) -> NoReturn:
         """A signal came: save what is there, and leave."""
@@ -316,31 +360,35 @@ class Session:
     def _how_to_resume(self) -> str:
         return f"go on with: polyak resume {shlex.quote(str(self.path))}"
 
-    def _record_fault(self, error: EnvError) -> None:
-        repro = getattr(error, "repro", None)
+    def record_fault(self, error: EnvError) -> None:
+        """Write what led to an environment's fault, and say in the error where; a policy of NaN is told as that."""
+        if self.crank is not None:
+            check_finite(self.crank, self.plan.seeds, self.steps())
+        repro, where = getattr(error, "repro", None), ""
         if repro is not None:
-            disk.write_json(self.path / "repro.json", _plain(repro))
-            error.args = (
-                f"{error.args[0]}; the actions that led there are in {self.path / 'repro.json'}; "
-                f"{self._how_to_resume()}",
-            )
+            try:
+                disk.write_json(self.path / "repro.json", _plain(repro))
+                where = f"; the actions that led there are in {self.path / 'repro.json'}"
+            except RunError as full:
+                where = f"; {full}"
+        error.args = (f"{error.args[0]}{where}; {self._how_to_resume()}",)
 
     # ------------------------------------------------------------------------------------------- the end
 
     def finish(self) -> Run:
         """The last checkpoint and evaluation, summary.json, the report."""
-        self.save()
-        results = (
-            self.evaluate(self.plan.eval_episodes) if self.plan.source.evaluates and self.plan.eval_episodes else None
-        )
-        evaluation = self._summarise_evaluation(results)
+        if self.final is None:
+            self.save(emergency=True)
+            wanted = self.plan.source.evaluates and self.plan.eval_episodes
+            self.final = self._summarise_evaluation(self.evaluate(self.plan.eval_episodes) if wanted else None)
+            self.save(pin=self.final["mean"] is not None and self.final["mean"] > self.best)
         arrays, worlds = self.crank.snapshot()
         summary = {
             "algorithm": self.plan.algorithm,
             "env": self.plan.source.id,
             "seeds": list(self.plan.seeds),
             "steps": self.steps(),
-            "eval": evaluation,
+            "eval": self.final,
             "time": {
                 "fps": self.fps(),
                 "compile_s": self.compile_s,
@@ -350,11 +398,8 @@ class Session:
             "exact": self.exact,
             "tier": self.tier,
         }
-        if results is not None:
-            self.save(pin=evaluation["mean"] is not None and evaluation["mean"] > self.best)
-        self.sinks.close()
+        self._close_sinks()
         disk.write_json(self.path / "summary.json", summary)
-        self.progress.close()
         self.close()
         return Run(self.path, self.plan)
 
@@ -374,13 +419,18 @@ class Session:
         return found | {"mean": float(scores.mean()), "per_seed": scores.tolist(), "episodes": self.plan.eval_episodes}
 
     def close(self) -> None:
-        """Give back environments and the display."""
+        """Give back files, environments and the display; a second call does nothing."""
         self.progress.close()
-        for evaluator in self.evaluators.values():
-            evaluator.close()
-        self.evaluators = {}
-        if self.crank is not None:
-            self.crank.close()
+        self._close_sinks()
+        held = [*self.evaluators.values(), *([] if self.crank is None else [self.crank])]
+        self.evaluators, self.crank = {}, None
+        for thing in held:
+            thing.close()
+
+    def _close_sinks(self) -> None:
+        if self.sinks is not None:
+            self.sinks.close()
+            self.sinks = None
 
     # ------------------------------------------------------------------------------------------- small facts
 
@@ -474,9 +524,18 @@ def resume(
         if lock.note:
             session.say(lock.note)
         checkpoint.sweep(path)
-        generation = checkpoint.load(path, notify=session.warn) if checkpoint.generations(path) else None
+        generation = _newest(path, session)
         start = session.begin if generation is None else lambda: session.resume(generation)
         return _conduct(session, start, capture_video)
+
+
+def _newest(path: Path, session: Session) -> checkpoint.Generation | None:
+    """The generation to go on from; None where the run was ended before it had written one."""
+    if checkpoint.generations(path):
+        return checkpoint.load(path, notify=session.warn)
+    if any((path / "checkpoints").glob("ck.*.bad*")):
+        raise RunError(f"{path} has no intact checkpoint left to go on from; those in it were damaged and set aside")
+    return None
 
 
 def load(path: Path | str, *, env: Any = None, agent: Any = None, allow_import: Sequence[str] = ()) -> Run:
@@ -546,6 +605,9 @@ def _conduct(session: Session, start: Callable[[], None], capture_video: bool) -
     try:
         start()
         run = session.run()
+    except EnvError as error:
+        session.record_fault(error)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -566,23 +628,22 @@ def _report(run: Run, session: Session, capture_video: bool) -> None:
             session.say(f"no video: {error}")
     try:
         report.write(run.path)
-    except OSError as error:
+    except (OSError, PolyakError) as error:
         session.warn(f"the report could not be written: {disk.reason(error)}")
 
 
 def _catch_signals(session: Session) -> dict[int, Any]:
-    """SIGINT and SIGTERM set a flag that the loop polls; a second one ends the process at once."""
+    """SIGINT and SIGTERM set a flag that the loop polls; a second one ends the process, even within compiled code."""
     if threading.current_thread() is not threading.main_thread():
         return {}
 
     def caught(number: int, frame: Any) -> None:
-        if session.stop.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
         session.signal = number
         session.stop.set()
 
-    return {number: signal.signal(number, caught) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: signal.signal(number, caught) for number in _SIGNALS}
 
 
 def state_hash(arrays: Mapping[str, np.ndarray], worlds: Mapping[str, Any]) -> str:
