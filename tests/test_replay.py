@@ -125,6 +125,7 @@ class RingMachine(RuleBasedStateMachine):
             rows = [self.worlds.row(row) for row in ends]
             self.history += rows
             self.ring = programs(self.plan)[1](self.ring, rollout_of(rows))
+        self.sample(seed)
 
     @precondition(lambda self: self.history)
     @rule(seed=st.integers(0, 999))
@@ -171,8 +172,8 @@ class FramesMachine(RingMachine):
         return window
 
 
-RingMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
-FramesMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=12, deadline=None)
+RingMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=8, deadline=None)
+FramesMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=8, deadline=None)
 TestRing = RingMachine.TestCase
 TestFrames = FramesMachine.TestCase
 

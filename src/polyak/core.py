@@ -144,6 +144,28 @@ def _is_subtree(value: Any) -> bool:
     return any(isinstance(leaf, float | np.ndarray | np.floating | Array) for leaf in jax.tree.leaves(value))
 
 
+class _Same:
+    """A value that has no hash (a user's network with arrays in it) as structure: equal to itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+
+def _held(value: Any) -> Any:
+    """A static value as jax wants it, with a hash."""
+    try:
+        hash(value)
+    except TypeError:
+        return _Same(value)
+    return value
+
+
 def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
     """A field's value as its annotation wants it: `lr=1` becomes 1.0; what is no number is refused where one is due."""
     wanted = str(field.type) if isinstance(field.type, str) else repr(field.type)
@@ -197,13 +219,14 @@ def hyper(cls: type[T]) -> type[T]:
     """
     made: Any = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(made)
-    static = {f.name for f in fields if f.type is Rhythm or f.type == "Rhythm"}
+    # A network is structure too: it is the plan of parameters, which live in the state.
+    static = {f.name for f in fields if f.type is Rhythm or f.type == "Rhythm" or f.name == "network"}
     _checked_init(made, static)
     names = tuple(f.name for f in fields)
 
     def flatten(self: Any) -> tuple[tuple[Any, ...], Any]:
         values, inside = self.__dict__, self._leaves
-        return tuple(values[n] for n in inside), (inside, tuple((n, values[n]) for n in names if n not in inside))
+        return tuple(values[n] for n in inside), (inside, tuple((n, _held(values[n])) for n in names if n not in inside))
 
     def flatten_with_keys(self: Any) -> tuple[tuple[tuple[Any, Any], ...], Any]:
         children, aux = flatten(self)
@@ -212,7 +235,7 @@ def hyper(cls: type[T]) -> type[T]:
     def unflatten(aux: Any, children: Any) -> Any:
         self = object.__new__(made)
         for name, value in (*zip(aux[0], children, strict=True), *aux[1]):
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value.value if isinstance(value, _Same) else value)
         object.__setattr__(self, "_leaves", aux[0])
         return self
 

@@ -20,7 +20,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 @hyper
 class Categorical:
-    """Integers with probabilities softmax(logits), logits [..., n]; masked ones are −∞."""
+    """Integers with probabilities softmax(logits), logits [..., n]; masked ones are −1e9."""
 
     logits: Any
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from polyak.core import hyper, require
@@ -269,7 +270,8 @@ class Custom:
 
 
 def _is_array(x: Any) -> bool:
-    return isinstance(x, Array) or type(x).__module__ == "numpy"
+    """Whether a leaf of a custom network is a parameter: an array of floats."""
+    return isinstance(x, Array | np.ndarray) and bool(jnp.issubdtype(x.dtype, jnp.inexact))
 
 
 def _flatten_custom(c: Custom) -> tuple[tuple[Any, ...], Any]:

@@ -20,7 +20,7 @@ class Constant:
     value: float
 
     def __call__(self, steps: Array) -> Array:
-        return jnp.full_like(steps, self.value)
+        return jnp.full(jnp.shape(steps), self.value)
 
 
 @hyper

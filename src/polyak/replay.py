@@ -58,12 +58,11 @@ def ring(spec: Spec, capacity: int, rollout_length: int) -> Any:
         f"buffer_size is {capacity}: too small for stacks of {spec.frames} frames; make it larger",
     )
     newest = jnp.zeros_like(sample_obs(spec.obs, lead)[..., 0])
-    ends = (lead[0] // 16 + rollout_length + 1, spec.n_envs)
-    finals, final_row = jnp.zeros((*ends, *newest.shape[2:]), newest.dtype), jnp.full(ends, -1)
-    none = jnp.zeros(spec.n_envs, jnp.int32)
-    return Frames(
-        data._replace(obs=()), newest, index, index, finals, final_row, none, none, jnp.int32(0), Counter.of(0)
-    )
+    room = (lead[0] // 16 + rollout_length + 1, spec.n_envs)
+    finals, final_row = jnp.zeros((*room, *newest.shape[2:]), newest.dtype), jnp.full(room, -1)
+    ends, began = jnp.zeros((2, spec.n_envs), jnp.int32)
+    data = data._replace(obs=())
+    return Frames(data, newest, index, index.copy(), finals, final_row, ends, began, jnp.int32(0), Counter.of(0))
 
 
 def _write(rows: Any, new: Any, at: Array) -> Any:

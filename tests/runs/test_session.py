@@ -22,6 +22,8 @@ from polyak.runs import callbacks as cb
 from polyak.runs import checkpoint, session
 from polyak.runs.session import Interrupted
 
+pytestmark = pytest.mark.reuses_keys  # one run is trained several times, with its own keys each time
+
 SMALL = (16,)
 ON_POLICY = PPO(rollout_length=32, batch_size=32, epochs=2, network=SMALL)
 CLOCK = {"time", "time/fps", "time/time_elapsed"}  # what a clock decides
@@ -51,8 +53,8 @@ CASES = {
         "Pendulum-v1", (101, 60), {"steps": 240},
     ),
     "normalised": Case(Normalised(ON_POLICY), "Pendulum-v1", (50, 40), {"n_envs": 2, "steps": 256}),
-    "compiled": Case(ON_POLICY, "jax:CartPole-v1", (96, 64), {"n_envs": 2, "seeds": 2, "steps": 320}),
-    "host crank": Case(ON_POLICY, "jax:CartPole-v1", (96, 64), {"n_envs": 2, "steps": 320, "crank": "host"}),
+    "compiled": Case(ON_POLICY, "jax:CartPole-v1", (64, 64), {"n_envs": 2, "seeds": 2, "steps": 320}),
+    "host crank": Case(ON_POLICY, "jax:CartPole-v1", (64, 64), {"n_envs": 2, "steps": 320, "crank": "host"}),
 }  # fmt: skip
 
 
@@ -267,9 +269,10 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     def killed(self: session.Session) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(session.Session, "begin", killed)
-        trained(CASES["ppo"], tmp_path / "cut")
+        with pytest.raises(KeyboardInterrupt):
+            trained(CASES["ppo"], tmp_path / "cut")
     assert {p.name for p in (tmp_path / "cut").iterdir()} == {"config.json", "command.txt", "system.json", "lock"}
     assert resumed(tmp_path / "cut").summary["state_hash"] == whole("ppo").summary["state_hash"]
 
@@ -280,9 +283,10 @@ def test_a_run_killed_just_before_its_summary_is_not_evaluated_twice(
     def killed(arrays: Any, worlds: Any) -> str:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(session, "state_hash", killed)
-        trained(CASES["ppo"], tmp_path / "cut")
+        with pytest.raises(KeyboardInterrupt):
+            trained(CASES["ppo"], tmp_path / "cut")
     found, expected = resumed(tmp_path / "cut"), whole("ppo")
     assert found.summary["eval"] == expected.summary["eval"]
     assert_same_records(found.path, expected.path, found.seeds)
@@ -317,7 +321,7 @@ def test_interrupted_runs_leave_no_descriptor_open(tmp_path: Path, monkeypatch: 
 # ---------------------------------------------------------------------------------------------------- callbacks
 
 
-class Notes(polyak.runs.callbacks.Callback if hasattr(polyak, "runs") else cb.Callback):
+class Notes(cb.Callback):
     """Writes down when it was called."""
 
     def __init__(self) -> None:
@@ -539,10 +543,13 @@ def test_a_factory_and_a_dict_of_observations(tmp_path: Path) -> None:
 
 
 def test_an_instance_trains_and_goes_on(tmp_path: Path) -> None:
-    case = Case(ON_POLICY, Both(), (), {"steps": 160})
+    case = Case(ON_POLICY, Both(), (), {"steps": 160, "eval_freq": None})
     expected = trained(case, tmp_path / "whole")
     assert expected.summary["eval"]["iqm"] is None  # it exists once: evaluating it would disturb its training
     assert "not evaluated" in expected.last_line()
+    with pytest.raises(PolyakError, match=r"exists once.*eval_freq=0"):
+        trained(case, tmp_path / "refused", eval_freq=32)
+    assert not (tmp_path / "refused").exists()
     with pytest.raises(Interrupted):
         trained(replace(case, env=Both()), tmp_path / "cut", callbacks=[stops_after(32)])
     assert resumed(tmp_path / "cut", env=Both()).summary["state_hash"] == expected.summary["state_hash"]

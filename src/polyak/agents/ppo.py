@@ -166,8 +166,9 @@ class PPO:
         if self.target_kl is None:
             return (learned, near), metrics
         near &= metrics["train/approx_kl"] <= 1.5 * self.target_kl
-        kept = jax.tree.map(lambda new, old: jnp.where(near, new, old), learned, state)
-        return (kept, near), jax.tree.map(lambda m: jnp.where(near, m, jnp.nan), metrics)
+        new, old = (learned.params, learned.opt), (state.params, state.opt)
+        params, opt = jax.tree.map(lambda n, o: jnp.where(near, n, o), new, old)
+        return (state._replace(params=params, opt=opt), near), jax.tree.map(lambda m: jnp.where(near, m, jnp.nan), metrics)
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm, self.adam_eps)

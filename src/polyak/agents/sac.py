@@ -10,7 +10,7 @@ A stochastic policy maximises return plus entropy; two critics, of which the sma
 
 Differs from the paper: the temperature's loss is linear in log α, as in the authors' code. With `sde` the noise is a
 linear function of the policy's features, σ ξ = Wᵀ f(s) with W drawn once per rollout (gSDE: Raffin, Kober & Stulp 2021,
-arXiv 2005.05719, eq. 4-6): exploration that is smooth in time.
+arXiv 2005.05719, eq. 4-6): exploration that is smooth in time; its variance passes no gradient to the features.
 
 Takes: any observations; actions Box with finite bounds.
 """

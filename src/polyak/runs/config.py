@@ -29,7 +29,9 @@ def encoded(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [encoded(item) for item in value]
     kind = type(value).__name__
-    family = "schedule" if kind in _SCHEDULES else "network" if kind in _NETWORKS else None
+    # Types, not their names: Equinox has an MLP as well.
+    known = {"schedule": _SCHEDULES, "network": _NETWORKS}
+    family = next((name for name, types in known.items() if type(value) in types.values()), None)
     if family is None:
         return {"custom": kind}
     return {family: kind} | {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(cast("Any", value))}

@@ -3,7 +3,7 @@
 A plan is made from what a user asked for, checked as a whole before any file is written, and kept as config.json.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -22,6 +22,18 @@ from polyak.optim import resolve_schedules
 from polyak.presets import Preset
 from polyak.runs.config import agent_from, agent_json, agent_of
 from polyak.spaces import Box
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Fixed:
+    """A function inside a network of the user's own (Equinox keeps activations so): a call, but nothing to trace."""
+
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
 
 LOGS, EVALUATIONS = 100, 10  # rows and evaluations in a run, where the user names no frequency
 EVAL_EPISODES = 20
@@ -171,7 +183,7 @@ def plan(
     episodes = EVAL_EPISODES if eval_episodes is None else whole("eval_episodes", eval_episodes, 0)
     every = _eval_freq(source, _optional("eval_freq", eval_freq, 0), steps) if episodes else 0
     made = Plan(
-        resolve_schedules(agent, steps), source, _spec(source, n, steps), steps, seeds_of(seed, seeds),
+        _ready(agent, steps), source, _spec(source, n, steps), steps, seeds_of(seed, seeds),
         _optional("log_freq", log_freq) or max(1, steps // LOGS), every, episodes,
         _optional("n_eval_envs", n_eval_envs) or 8, _optional("save_freq", save_freq),
         _crank(source, crank), seeds_mode, preset if chosen.source else None, chosen.source, dict(chosen.fields),
@@ -236,11 +248,16 @@ def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow
     )  # fmt: skip
     agent = agent_of(config["agent"]) if agent is None else agent
     return Plan(
-        resolve_schedules(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
+        _ready(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
         tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"],
         run["save_freq"], run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
         world.get("given", ""), deadline,
     )  # fmt: skip
+
+
+def _ready(agent: Any, steps: int) -> Any:
+    """The agent as it trains: schedules resolved to steps, and nothing in it that jit can't take."""
+    return resolve_schedules(jax.tree.map(lambda x: Fixed(x) if callable(x) else x, agent), steps)
 
 
 def _spec(source: Source, n_envs: int, steps: int) -> Spec:
@@ -273,6 +290,11 @@ def _check(plan: Plan) -> None:
         raise PolyakError(
             f"{plan.source.id} exists once, and {len(plan.seeds)} seeds train side by side; pass a factory "
             "(`lambda: MyEnv()`) or a registered id"
+        )
+    if plan.eval_freq and not plan.source.evaluates:
+        raise PolyakError(
+            f"{plan.source.id} exists once, so evaluating it would disturb its training: set eval_freq=0, or pass a "
+            "factory (`lambda: MyEnv()`) or a registered id"
         )
     if plan.seeds_mode not in ("vmap", "map"):
         raise PolyakError(f"seeds_mode is {plan.seeds_mode!r}, and must be 'vmap' or 'map'")

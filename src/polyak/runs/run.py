@@ -186,10 +186,17 @@ class Run:
             evaluator.close()
 
     def save(self, path: Path | str) -> Path:
-        """Copy what is needed to predict, evaluate and go on into a new folder: configuration and newest checkpoint."""
+        """Copy what is needed to predict, evaluate and go on into a new folder: configuration, records and the newest
+        checkpoint.
+
+        Raises:
+            RunError: the folder holds a run already, or the disk refuses.
+        """
         target = folder.create(Path(path), self.path.parent, self.plan.algorithm, self.plan.source.id)
         generation = checkpoint.load(self.path, notify=print, repair=False)
         shutil.copytree(generation.path, target / "checkpoints" / generation.path.name)
+        for seed in self.path.glob("seed_*"):
+            shutil.copytree(seed, target / seed.name)
         for name in ("command.txt", "system.json", "summary.json", "metrics.jsonl", "config.json"):
             if (self.path / name).exists():
                 shutil.copy2(self.path / name, target / name)
