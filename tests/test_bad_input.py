@@ -1,4 +1,4 @@
-"""Bad input as a user meets it: one sentence, a non-zero exit code, no traceback, and nothing that was saved is lost."""
+"""Bad input as a user meets it: one sentence, a non-zero exit code, no traceback, and nothing saved is lost."""
 
 import contextlib
 import errno
@@ -117,7 +117,7 @@ REFUSED = {
     "unknown preset": (["ppo", "CartPole-v1", "--preset", "cleanr"], "cleanr", "cleanrl"),
     "unknown argument": (["ppo", "CartPole-v1", "--env-kwargs", "gravty:3"], "gravty", "CartPole-v1"),
     "DQN on a Box": (["dqn", "Pendulum-v1", "--steps", "4096"], "DQN can't take actions Box(1,)", "SAC bounded Box"),
-    "SAC on Discrete": (["sac", "CartPole-v1", "--steps", "4096"], "SAC can't take actions Discrete(2)", "DQN Discrete"),
+    "SAC on Discrete": (["sac", "CartPole-v1", "--steps", "4096"], "SAC can't take actions Discrete(2)", "DQN"),
     "too few steps": (["ppo", "CartPole-v1", "--no-preset", "--steps", "2047"], "less than one iteration", "2048"),
     "no steps": (["ppo", "Acrobot-v1", "--no-preset"], "steps is missing", "steps=100_000"),
     "steps 0": (["ppo", "CartPole-v1", "--steps", "0"], "steps is 0", "at least 1"),
@@ -275,9 +275,7 @@ def test_parameters_that_became_nan_are_named_and_never_saved(place: Path) -> No
     for env, agent in agents.items():
         for name, often in (("saving", {"save_freq": 1, "log_freq": 10_000}), ("logging", {"log_freq": 1})):
             out = place / f"{env}-{name}"
-            with pytest.raises(
-                PolyakError, match=r"training diverged: .*/\w+ is not finite in seed 4, found at step \d"
-            ):
+            with pytest.raises(PolyakError, match=r"diverged: .*/\w+ is not finite in seed 4, found at step \d"):
                 polyak.train(agent, env, steps=1_920, seed=4, eval_freq=0, out=out, **often, **SILENT)
             saved = checkpoint.load(out, notify=print)
             for key, array in saved.arrays.items():
@@ -359,11 +357,11 @@ def test_a_folder_that_is_no_run_or_was_tampered_with(runs: Path, place: Path) -
 
 def test_a_folder_in_use_is_refused(runs: Path, place: Path) -> None:
     shutil.copytree(runs / "cut", place / "run")
-    before = sorted(p.name for p in (place / "run").rglob("*"))
+    before = sorted((place / "run").rglob("*"))
     with folder.Lock(place / "run"):
         for _ in range(2):
             assert f"run is in use by process {os.getpid()}" in refused("resume", "run", *QUIET, code=4)
-    assert sorted(p.name for p in (place / "run").rglob("*")) == sorted({*before, "lock"})
+    assert sorted((place / "run").rglob("*")) == before
     assert run("resume", "run", *QUIET)[0] == 0
     assert finished(place / "run") == finished(runs / "whole")
     words = ("train", "ppo", "CartPole-v1", *TINY, "--out", "run", *QUIET)

@@ -226,7 +226,8 @@ def hyper(cls: type[T]) -> type[T]:
 
     def flatten(self: Any) -> tuple[tuple[Any, ...], Any]:
         values, inside = self.__dict__, self._leaves
-        return tuple(values[n] for n in inside), (inside, tuple((n, _held(values[n])) for n in names if n not in inside))
+        outside = tuple((n, _held(values[n])) for n in names if n not in inside)
+        return tuple(values[n] for n in inside), (inside, outside)
 
     def flatten_with_keys(self: Any) -> tuple[tuple[tuple[Any, Any], ...], Any]:
         children, aux = flatten(self)

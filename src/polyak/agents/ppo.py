@@ -121,8 +121,7 @@ class PPO:
             order = jnp.argsort(jax.random.bits(key, (T * N,))).reshape(minibatches, -1)
             return lax.scan(lambda c, i: self._unless_too_far(c, jax.tree.map(lambda x: x[i], data)), carry, order)
 
-        keys = jax.random.split(key, self.epochs)
-        (state, _), metrics = lax.scan(epoch, (state, jnp.bool_(True)), keys)
+        (state, _), metrics = lax.scan(epoch, (state, jnp.bool_(True)), jax.random.split(key, self.epochs))
         metrics = jax.tree.map(jnp.nanmean, metrics)
         metrics["train/explained_variance"] = explained_variance(A + V, V)
         metrics["train/clip_range"], metrics["train/learning_rate"] = jnp.asarray(self.clip_range), jnp.asarray(self.lr)
@@ -166,9 +165,9 @@ class PPO:
         if self.target_kl is None:
             return (learned, near), metrics
         near &= metrics["train/approx_kl"] <= 1.5 * self.target_kl
-        new, old = (learned.params, learned.opt), (state.params, state.opt)
-        params, opt = jax.tree.map(lambda n, o: jnp.where(near, n, o), new, old)
-        return (state._replace(params=params, opt=opt), near), jax.tree.map(lambda m: jnp.where(near, m, jnp.nan), metrics)
+        metrics = jax.tree.map(lambda m: jnp.where(near, m, jnp.nan), metrics)
+        params, opt = jax.tree.map(lambda new, old: jnp.where(near, new, old), learned[:2], state[:2])
+        return (state._replace(params=params, opt=opt), near), metrics
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm, self.adam_eps)

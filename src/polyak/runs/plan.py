@@ -173,11 +173,7 @@ def plan(
         PolyakError: something does not fit; the sentence says what, and what to do.
     """
     agent, chosen = _chosen(agent, fields, env if isinstance(env, str) else "", preset, normalise)
-    if steps is None:
-        steps = chosen.steps
-    if steps is None:
-        raise PolyakError("steps is missing: give the environment steps to train, such as steps=100_000")
-    steps, n_envs = whole("steps", steps), _optional("n_envs", n_envs)
+    steps, n_envs = _budget(chosen.steps if steps is None else steps), _optional("n_envs", n_envs)
     source = resolve(env, env_kwargs=env_kwargs, allow_import=allow_import, n_envs=n_envs, deadline=deadline)
     n: int = n_envs or source.n_envs or chosen.n_envs
     episodes = EVAL_EPISODES if eval_episodes is None else whole("eval_episodes", eval_episodes, 0)
@@ -203,6 +199,12 @@ def whole(name: str, value: Any, least: int = 1) -> int:
     if not number or not np.isfinite(value) or value != int(value) or value < least:
         raise PolyakError(f"{name} is {value!r}, and must be a whole number of at least {least}")
     return int(value)
+
+
+def _budget(steps: Any) -> int:
+    if steps is None:
+        raise PolyakError("steps is missing: give the environment steps to train, such as steps=100_000")
+    return whole("steps", steps)
 
 
 def _optional(name: str, value: Any, least: int = 1) -> int | None:
