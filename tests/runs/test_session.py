@@ -84,16 +84,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class Cut:
-    """Sends this process a signal before the n-th step of training from now on."""
+    """Sends this process SIGINT before the n-th step of training from now on, or crashes it there."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
-        self.left, self.number, step = -1, number, HostVector.step
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left, self.crash, step = -1, False, HostVector.step
 
         def cut(vector: HostVector, action: Any) -> Any:
             if vector.stream == "train":
                 self.left -= 1
+                if self.left == 0 and self.crash:
+                    raise MemoryError
                 if self.left == 0:
-                    signal.raise_signal(self.number)
+                    signal.raise_signal(signal.SIGINT)
             return step(vector, action)
 
         monkeypatch.setattr(HostVector, "step", cut)
@@ -133,6 +135,11 @@ def assert_same_records(one: Path, two: Path, seeds: tuple[int, ...]) -> None:
         if monitors[0].exists():
             texts = [[line.split(",")[:2] for line in m.read_text().splitlines()[1:]] for m in monitors]
             assert texts[0] == texts[1]
+
+
+def best_step(run: Path) -> int:
+    """The environment steps of the generation that is pinned as the best."""
+    return checkpoint.load(run, number=checkpoint.best(run), notify=print).step
 
 
 # ---------------------------------------------------------------------------------------------------- a whole run
@@ -237,6 +244,20 @@ def test_a_run_that_was_cut_twice_equals_the_whole_one(
     assert found.summary["state_hash"] == expected.summary["state_hash"]
     assert found.summary["exact"] is True
     assert found.summary["eval"] == expected.summary["eval"]
+    assert_same_records(found.path, expected.path, found.seeds)
+    assert best_step(found.path) == best_step(expected.path)
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_a_run_that_crashed_goes_back_to_its_last_checkpoint_and_writes_nothing_twice(
+    name: str, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = Cut(monkeypatch)
+    cut.left, cut.crash = {"ppo": 110, "sac": 150}[name], True
+    with pytest.raises(MemoryError):
+        trained(CASES[name], tmp_path / "cut")
+    found, expected = resumed(tmp_path / "cut"), whole(name)
+    assert found.summary["state_hash"] == expected.summary["state_hash"]
     assert_same_records(found.path, expected.path, found.seeds)
 
 
@@ -471,9 +492,7 @@ def test_the_best_generation_is_pinned(tmp_path: Path) -> None:
     results = [np.load(run.path / f"seed_{k}" / "evaluations.npz") for k in run.seeds]
     scores = np.mean([r["results"].mean(axis=1) for r in results], axis=0)
     steps = results[0]["timesteps"]
-    number = checkpoint.best(run.path)
-    assert number is not None
-    assert checkpoint.load(run.path, number=number, notify=print).step == steps[np.argmax(scores)]
+    assert best_step(run.path) == steps[np.argmax(scores)]
     assert len(checkpoint.generations(run.path)) <= 5
 
 

@@ -107,7 +107,8 @@ class Session:
         self.exact &= meta["exact"]
         sinks.truncate(self.path, meta["sinks"])
         self._tell_notices()
-        self.tallies = [{tag: (total, count) for tag, (total, count) in row.items()} for row in meta["tallies"]]
+        # A sum may be infinite, which JSON writes as text.
+        self.tallies = [{tag: (float(total), count) for tag, (total, count) in row.items()} for row in meta["tallies"]]
         self.evaluations[:] = [(step, scores) for step, scores in meta["evaluations"]]
         self.callbacks.know(self.evaluations)
         self.best = -np.inf if meta["best"] is None else meta["best"]
@@ -326,7 +327,7 @@ class Session:
         arrays, worlds = self.crank.snapshot()
         meta = {
             "worlds": worlds,
-            "tallies": self.tallies,
+            "tallies": _plain(self.tallies),
             "evaluations": self.evaluations,
             "logged": self.logged,
             "evaluated": self.evaluated,
