@@ -57,7 +57,7 @@ def test_the_overview_shows_exactly_the_verbs_that_are_built() -> None:
     code, out, _ = run("--help")
     assert code == 0
     shown = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-    assert shown == ["train", "eval", "watch", "resume", "report", "compare", "doctor", "verify", "list"]
+    assert shown == ["train", "eval", "watch", "resume", "report", "compare", "solve", "doctor", "verify", "list"]
     assert run()[0] == 2
 
 
@@ -87,8 +87,9 @@ def test_the_catalogue_says_what_the_dataclass_says(algorithm: str) -> None:
 
 def test_the_catalogue_knows_the_worlds() -> None:
     from polyak.envs.classic import WORLDS
+    from polyak.envs.finite import FINITE
 
-    assert sorted(catalogue.worlds()) == sorted(WORLDS)
+    assert sorted(catalogue.worlds()) == sorted(WORLDS | FINITE)
 
 
 def test_list_names_algorithms_environments_and_presets() -> None:

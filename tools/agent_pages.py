@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 def page(algorithm: catalogue.Algorithm) -> str:
     """The page of one algorithm, in Markdown."""
-    source = (ROOT / "src" / "polyak" / "agents" / f"{algorithm.name}.py").read_text(encoding="utf-8")
+    stem = algorithm.name.replace("-", "_")
+    source = (ROOT / "src" / "polyak" / "agents" / f"{stem}.py").read_text(encoding="utf-8")
     doc = ast.get_docstring(ast.parse(source)) or ""
     lines = [f"# {algorithm.cls}", "", doc, "", "## Hyper-parameters", ""]
     group = None
@@ -25,7 +26,7 @@ def page(algorithm: catalogue.Algorithm) -> str:
     for (name, env), named in PRESETS.items():
         if name == algorithm.name:
             lines += [f"| `{env}` | {key} | {preset.steps:,} | {preset.source} |" for key, preset in named.items()]
-    code = f"The code: [agents/{algorithm.name}.py](../../src/polyak/agents/{algorithm.name}.py)."
+    code = f"The code: [agents/{stem}.py](../../src/polyak/agents/{stem}.py)."
     text = "\n".join([*lines, "", code, ""])
     return text.replace("\n\n\n", "\n\n")
 

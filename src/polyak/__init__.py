@@ -13,6 +13,9 @@ from polyak import compat
 
 _HOME = {
     "PPO": "agents.ppo", "DQN": "agents.dqn", "SAC": "agents.sac", "Normalised": "normalise",
+    "QLearning": "agents.q_learning", "SARSA": "agents.sarsa", "TD": "agents.td", "MonteCarlo": "agents.monte_carlo",
+    "DynaQ": "agents.dyna_q", "OneHot": "mdp.features", "Tiles": "mdp.features", "Fourier": "mdp.features",
+    "Polynomial": "mdp.features", "Radial": "mdp.features",
     "Agent": "core", "Transition": "core", "Rollout": "core", "Spec": "core", "hyper": "core",
     "Constant": "optim", "Linear": "optim", "Exponential": "optim", "Cosine": "optim",
     "MLP": "nets", "CNN": "nets",
@@ -20,7 +23,7 @@ _HOME = {
     "sweep": "runs.session", "Run": "runs.session", "check_env": "envs.check",
     "PolyakError": "errors", "EnvError": "errors", "RunError": "errors",
 }  # fmt: skip
-_MODULES = ("nets", "spaces", "envs", "report")
+_MODULES = ("nets", "spaces", "envs", "mdp", "report")
 
 __all__ = [*_HOME, *_MODULES, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 

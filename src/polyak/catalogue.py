@@ -33,7 +33,7 @@ class Field:
 class Algorithm:
     """One file of `polyak.agents`."""
 
-    name: str  # as on the command line: "ppo"
+    name: str  # as on the command line: "ppo", "q-learning"; with "_" for "-" the name of its file
     cls: str  # "PPO"
     title: str  # first line of its docstring
     takes: str  # its spaces
@@ -58,16 +58,27 @@ def algorithm(name: str) -> Algorithm:
         PolyakError: there is none; the nearest is named.
     """
     known = algorithms()
-    if name.lower() not in known:
+    found = {_plain(key): value for key, value in known.items()}.get(_plain(name))
+    if found is None:
         raise PolyakError(f"there is no algorithm {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    return known[name.lower()]
+    return found
+
+
+def is_algorithm(word: str) -> bool:
+    """Whether a word names an algorithm, however it is spelled: q-learning, Q_learning, QLearning."""
+    return _plain(word) in map(_plain, algorithms())
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 @cache
 def worlds() -> tuple[str, ...]:
     """Ids of the compiled worlds, without their prefix `jax:`."""
-    tree = ast.parse((_HERE / "envs" / "classic" / "__init__.py").read_text(encoding="utf-8"))
-    named = [n for n in tree.body if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == "WORLDS"]
+    files = {"WORLDS": _HERE / "envs" / "classic" / "__init__.py", "FINITE": _HERE / "envs" / "finite.py"}
+    rows = [(name, node) for name, file in files.items() for node in ast.parse(file.read_text(encoding="utf-8")).body]
+    named = [n for name, n in rows if isinstance(n, ast.AnnAssign) and ast.unparse(n.target) == name]
     keys = [key for node in named if isinstance(node.value, ast.Dict) for key in node.value.keys]
     return tuple(key.value for key in keys if isinstance(key, ast.Constant) and isinstance(key.value, str))
 
@@ -76,14 +87,15 @@ def _algorithm(path: Path) -> Algorithm | None:
     """The algorithm of a file: the dataclass that bears the file's name, or None where there is none."""
     source = path.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    named = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == path.stem]
+    named = [n for n in tree.body if isinstance(n, ast.ClassDef) and n.name.lower() == _plain(path.stem)]
     hyper = [n for n in named if any(ast.unparse(d).split(".")[-1] == "hyper" for d in n.decorator_list)]
     if not hyper:
         return None
     doc = ast.get_docstring(tree) or ""
     takes = next((line for line in doc.splitlines() if line.startswith("Takes:")), "").removeprefix("Takes:").strip()
     fields = tuple(_fields(hyper[0], source.splitlines()))
-    return Algorithm(path.stem, hyper[0].name, doc.partition("\n")[0], takes, fields, _network_init(tree))
+    name = path.stem.replace("_", "-")
+    return Algorithm(name, hyper[0].name, doc.partition("\n")[0], takes, fields, _network_init(tree))
 
 
 def _fields(cls: ast.ClassDef, lines: list[str]) -> list[Field]:

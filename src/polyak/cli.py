@@ -239,8 +239,7 @@ def _field_flags(parser: Parser, algorithm: catalogue.Algorithm) -> None:
 
 def _algorithm_in(words: list[str]) -> catalogue.Algorithm | None:
     """The algorithm that the words name, None where they name none; a name that isn't one is refused."""
-    known = catalogue.algorithms()
-    named = [word for word in words if word.lower() in known]
+    named = [word for word in words if catalogue.is_algorithm(word)]
     if not named:
         named = [word for word in words[:1] if word[:1].isalpha()]
     return catalogue.algorithm(named[0]) if named else None
@@ -292,6 +291,22 @@ def _compare_flags(parser: Parser, words: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="the page (compare.html)")
 
 
+def _solve_flags(parser: Parser, words: list[str]) -> None:
+    from polyak.solving import METHODS
+
+    parser.add_argument("method", nargs="?", help=", ".join(METHODS))
+    parser.add_argument("env", nargs="?", help="one whose model is known: FrozenLake-v1, jax:GridWorld-v0, ...")
+    parser.add_argument("--gamma", **_number("--gamma"), default=0.99, help="discount factor (0.99)")
+    parser.add_argument("--tol", **_number("--tol"), help="how far from exact the values may be (1e-6)")
+    parser.add_argument("--horizon", **_whole("--horizon"), help="steps that are left, for finite-horizon")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the solution (runs/solve/...)")
+    switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": True}
+    parser.add_argument("-P", "--progress", **switch, help="the live display")
+    _folder_flag(parser)
+    _kwargs_flag(parser)
+    _import_flag(parser)
+
+
 def _doctor_flags(parser: Parser, words: list[str]) -> None:
     parser.add_argument("--env", metavar="ID", help="check this environment")
     _kwargs_flag(parser)
@@ -326,6 +341,10 @@ def _whole(flag: str) -> dict[str, Any]:
     return {"type": partial(values.whole, flag), "metavar": "N"}
 
 
+def _number(flag: str) -> dict[str, Any]:
+    return {"type": partial(values.number, flag), "metavar": "X"}
+
+
 def _word(flag: str, *choices: str) -> dict[str, Any]:
     return {"type": partial(values.chosen, flag, choices=choices), "metavar": "{" + ",".join(choices) + "}"}
 
@@ -336,7 +355,7 @@ def _word(flag: str, *choices: str) -> dict[str, Any]:
 def _train(arguments: Arguments) -> int:
     if arguments.algo is None or arguments.env is None:
         raise PolyakError("train needs an algorithm and an environment: polyak train ppo CartPole-v1 --steps 100_000")
-    if arguments.env.lower() in catalogue.algorithms():
+    if catalogue.is_algorithm(arguments.env):
         raise PolyakError(f"the algorithm comes first: polyak train {arguments.env} {arguments.algo}")
     algorithm = catalogue.algorithm(arguments.algo)
     if arguments.device is not None:
@@ -444,6 +463,17 @@ def _compare(arguments: Arguments) -> int:
     return 0
 
 
+def _solve(arguments: Arguments) -> int:
+    from polyak import solving
+
+    solving.solve(
+        arguments.method, arguments.env, gamma=arguments.gamma, tol=arguments.tol, horizon=arguments.horizon,
+        env_kwargs=dict(arguments.env_kwargs), allow_import=tuple(arguments.allow_import), out=arguments.out,
+        log_folder=arguments.log_folder, command=shlex.join(["polyak", *sys.argv[1:]]), progress=arguments.progress,
+    )  # fmt: skip
+    return 0
+
+
 def _verify(arguments: Arguments) -> int:
     path = _place(arguments)
     from polyak.runs.checkpoint import verify
@@ -530,13 +560,14 @@ VERBS: dict[str, Verb] = {
     "resume": Verb("continue a run exactly where its last checkpoint stands", _resume_flags, _resume),
     "report": Verb("write a run's report: one HTML file", _report_flags, _report),
     "compare": Verb("write the same page for several runs", _compare_flags, _compare),
+    "solve": Verb("compute the exact values of a finite model, and their page", _solve_flags, _solve),
     "doctor": Verb("check the installation, or with --env an environment", _doctor_flags, _doctor),
     "verify": Verb("hash a run's checkpoints again", _run_place_flags, _verify),
     "list": Verb("algorithms, environments, presets, runs", _list_flags, _list),
 }
 
 _POSITIONAL = {
-    "train": "ALGO ENV ", "compare": "RUN RUN ... ", "doctor": "", "list": "[WHAT] ",
+    "train": "ALGO ENV ", "solve": "METHOD ENV ", "compare": "RUN RUN ... ", "doctor": "", "list": "[WHAT] ",
     **dict.fromkeys(("eval", "watch", "resume", "report", "verify"), "RUN | ALGO ENV "),
 }  # fmt: skip
 

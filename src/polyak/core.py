@@ -219,8 +219,9 @@ def hyper(cls: type[T]) -> type[T]:
     """
     made: Any = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(made)
-    # A network is structure too: it is the plan of parameters, which live in the state.
-    static = {f.name for f in fields if f.type is Rhythm or f.type == "Rhythm" or f.name == "network"}
+    # A network or a feature map is structure too: it is the plan of parameters, which live in the state.
+    plans = ("network", "features")
+    static = {f.name for f in fields if f.type is Rhythm or f.type == "Rhythm" or f.name in plans}
     _checked_init(made, static)
     names = tuple(f.name for f in fields)
 

@@ -58,7 +58,7 @@ def agent_key(seed: int) -> tuple[Array, Array]:
     return k_init, k_run
 
 
-def _iteration_keys(key: Array, iteration: Counter) -> tuple[Array, Array, Array]:
+def iteration_keys(key: Array, iteration: Counter) -> tuple[Array, Array, Array]:
     """(acting, world, update) of one iteration: the key schedule of both cranks."""
     k_acting, k_world, k_update = jax.random.split(
         jax.random.fold_in(jax.random.fold_in(key, iteration.high), iteration.low), 3
@@ -86,7 +86,7 @@ def init(agent: Agent, vector: Vector, spec: Spec, k_init: Array, k_run: Array) 
 
 def interact(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tuple[TrainState, Rollout, Outcome]:
     """T steps of N worlds: the state after them (its iteration not yet counted), their record, their outcomes."""
-    k_acting, k_world, _ = _iteration_keys(state.key, state.iteration)
+    k_acting, k_world, _ = iteration_keys(state.key, state.iteration)
     first = _fresh_memory(agent, spec, state.started, state.memory)
 
     def step(carry: Any, t: Array) -> tuple[Any, tuple[Transition, Outcome]]:
@@ -119,7 +119,7 @@ def _remember(recent: Recent, out: Outcome) -> Recent:
 def iterate(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tuple[TrainState, Metrics]:
     """One iteration: interact, then update."""
     state, rollout, out = interact(agent, vector, spec, state)
-    _, _, k_update = _iteration_keys(state.key, state.iteration)
+    _, _, k_update = iteration_keys(state.key, state.iteration)
     learned, metrics = agent.update(state.agent, rollout, k_update)
     state = state._replace(agent=learned, recent=_remember(state.recent, out), iteration=state.iteration.add(1))
     return state, metrics
@@ -381,7 +381,7 @@ class Host:
     def __init__(self, agent: Agent, world: Callable[[int], Any], spec: Spec, seeds: Sequence[int]) -> None:
         self.agent, self.spec, self.seeds = arrays_of(agent), spec, tuple(seeds)
         self._start = jax.jit(functools.partial(_call_start, spec=spec))
-        self._keys = jax.jit(_iteration_keys)
+        self._keys = jax.jit(iteration_keys)
         shapes = jax.eval_shape(self._start, self.agent, jax.random.key(0))[0]
         self._tree = jax.tree.structure(shapes)
         self._act, self._read = _pruned_act(self.agent, spec, jax.tree.leaves(shapes), self._tree)
@@ -541,7 +541,7 @@ def _call_update(
 ) -> tuple[list[Array], Keys, Metrics]:
     """(the state's leaves after the update, the keys of the iteration `after` it, metrics)."""
     state, metrics = agent.update(jax.tree.unflatten(tree, leaves), rollout, keys.update)
-    return jax.tree.leaves(state), Keys(keys.run, *_iteration_keys(keys.run, after)), metrics
+    return jax.tree.leaves(state), Keys(keys.run, *iteration_keys(keys.run, after)), metrics
 
 
 def _stacked(records: list[Transition]) -> Transition:

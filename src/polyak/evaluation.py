@@ -4,6 +4,7 @@ Every episode of the list is played to its end, so that short ones are not over-
 belong to a stream that training never uses.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jax import Array, lax
 
 from polyak.core import Agent, Spec, where
 from polyak.cranks import arrays_of
+from polyak.envs.source import ENDLESS
 from polyak.envs.vector import Vector
 
 STREAM = 0x65766131  # folded into a seed's key: evaluation shares no random number with training
@@ -98,6 +100,8 @@ class CompiledEvaluator:
     """Evaluates on a JAX world: all episodes side by side in one compiled loop, each until its own end."""
 
     def __init__(self, agent: Agent, spec: Spec, world: Any) -> None:
+        # Where nothing ends an episode, a greedy policy may walk in a circle for ever.
+        world = world if world.max_steps else dataclasses.replace(world, max_steps=ENDLESS)
         self.agent, self.spec, self.world = arrays_of(agent), spec, arrays_of(world)
         self._run = jax.jit(_play, static_argnames=("spec", "episodes", "explore"))
 

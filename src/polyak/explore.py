@@ -34,3 +34,30 @@ def epsilon_greedy(key: Array, greedy: Array, random: Array, epsilon: Any) -> Ar
     """Each of the n actions is random with probability ε, else greedy (Sutton & Barto 2018, §2.4)."""
     explores = jax.random.uniform(key, greedy.shape[:1]) < epsilon
     return jnp.where(explores.reshape((-1,) + (1,) * (greedy.ndim - 1)), random, greedy)
+
+
+def epsilon_greedy_choice(key: Array, Q: Array, epsilon: Any, mask: Array | None = None) -> Array:
+    """ε-greedy actions [N] from values [N, A], ties broken at random (Sutton & Barto 2018, §2.2).
+
+    Where all values start equal, the first of the best would be one action for every state. Two random numbers per
+    environment: whether it explores, and which of the actions in question it takes.
+    """
+    u = jax.random.uniform(key, (2, Q.shape[0]))
+    allowed = jnp.ones(Q.shape, bool) if mask is None else mask > 0
+    best = allowed & (jnp.where(allowed, Q, -jnp.inf).max(-1, keepdims=True) <= Q)
+    return nth_of(jnp.where((u[0] < epsilon)[:, None], allowed, best), u[1])
+
+
+def epsilon_greedy_probabilities(Q: Array, epsilon: Any, mask: Array | None = None) -> Array:
+    """π(a | s) of `epsilon_greedy_choice`: ε shared among all allowed actions, 1 − ε among the best; [..., A]."""
+    allowed = jnp.ones(Q.shape, bool) if mask is None else mask > 0
+    best = allowed & (jnp.where(allowed, Q, -jnp.inf).max(-1, keepdims=True) <= Q)
+    share = [among / among.sum(-1, keepdims=True) for among in (best.astype(Q.dtype), allowed.astype(Q.dtype))]
+    return (1 - epsilon) * share[0] + epsilon * share[1]
+
+
+def nth_of(among: Array, u: Array) -> Array:
+    """One of the marked places of each row [N, A], drawn by a uniform number u [N]."""
+    rank = jnp.cumsum(among, axis=-1)  # 1, 2, ... at the marked places
+    wanted = jnp.floor(u * rank[:, -1]) + 1  # u < 1, so at most their number
+    return jnp.argmax(rank >= wanted[:, None], axis=-1).astype(jnp.int32)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from polyak import catalogue
 from polyak.errors import PolyakError, nearest
 
 
@@ -30,9 +31,9 @@ class Preset:
     normalised: Mapping[str, Any] | None = None
 
 
-def linear(start: float) -> dict[str, Any]:
-    """From `start` to 0 over the run."""
-    return {"schedule": "Linear", "start": start, "end": 0.0, "fraction": 1.0}
+def linear(start: float, end: float = 0.0) -> dict[str, Any]:
+    """From `start` to `end` over the run."""
+    return {"schedule": "Linear", "start": start, "end": end, "fraction": 1.0}
 
 
 def _network(*sizes: int, activation: str = "relu", init: str = "uniform") -> dict[str, Any]:
@@ -84,7 +85,19 @@ _PPO_PENDULUM = Preset(
     },
     n_envs=4,
 )
+# The zoo's numbers leave about every third seed with a poor final policy (5 of 8 seeds at 500). What helped: squared
+# errors with a large step that falls to 0, and a target network that follows slowly and always.
 _DQN_CARTPOLE = Preset(
+    "own tuning on jax:CartPole-v1, some 45 settings on seeds 100-171; of 32 held-out seeds 30 ended at exactly 500",
+    50_000,
+    {
+        "lr": linear(8e-3), "gamma": linear(0.97, 0.995), "batch_size": 128, "buffer_size": 100_000,
+        "learning_starts": 1000, "rollout_length": 8, "updates_per_step": 0.5, "tau": 0.02, "target_update_interval": 1,
+        "double": True, "loss": "squared", "max_grad_norm": None, "eps_end": 0.04, "eps_steps": 8000,
+        "network": _network(64, 64),
+    },
+)  # fmt: skip
+_DQN_CARTPOLE_ZOO = Preset(
     f"{_ZOO}/dqn.yml",
     50_000,
     {
@@ -151,14 +164,41 @@ _SAC_MOUNTAIN = Preset(
 )  # fmt: skip
 _SAC_MUJOCO = Preset(f"{_ZOO}/sac.yml", 1_000_000, {"learning_starts": 10_000})
 
+_BOOK = "Sutton & Barto (2018)"
+_CLIFF = Preset(f"{_BOOK}, Example 6.6", 20_000, {"lr": 0.5, "gamma": 1.0, "eps_start": 0.1, "eps_end": 0.1})
+_CLIFF_EXPECTED = Preset(f"{_BOOK}, Figure 6.3", 20_000, _CLIFF.fields | {"expected": True})
+# The goal is at 0.5, so that the tiles end there.
+_HILL = Preset(
+    f"{_BOOK}, Example 10.1",
+    100_000,
+    {
+        "lr": 0.5 / 8, "gamma": 1.0, "eps_start": 0.0, "eps_end": 0.0,
+        "features": {"features": "Tiles", "tilings": 8, "tiles": 8, "low": [-1.2, -0.07], "high": [0.5, 0.07]},
+    },
+)  # fmt: skip
+_WALK = Preset(f"{_BOOK}, Example 6.2", 10_000, {"lr": 0.05, "gamma": 1.0, "v_init": 0.5})
+# Own choice: a slippery lake needs a small step size at the end, and much exploration before anything is found.
+_LAKE = Preset(
+    "own choice, for a slippery lake", 500_000,
+    {
+        "lr": {"schedule": "Exponential", "start": 0.5, "end": 0.005, "fraction": 1.0}, "gamma": 0.99,
+        "eps_start": 1.0, "eps_end": 0.1, "eps_steps": 400_000,
+    },
+)  # fmt: skip
+
 PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
+    ("q-learning", "CliffWalking-v1"): {"default": _CLIFF},
+    ("q-learning", "FrozenLake*"): {"default": _LAKE},
+    ("sarsa", "CliffWalking-v1"): {"default": _CLIFF, "expected": _CLIFF_EXPECTED},
+    ("sarsa", "MountainCar-v0"): {"default": _HILL},
+    ("td", "RandomWalk-v0"): {"default": _WALK},
     ("ppo", "CartPole-v1"): {"default": _PPO_CARTPOLE, "cleanrl": _CLEANRL_CLASSIC},
     ("ppo", "Acrobot-v1"): {"default": _CLEANRL_CLASSIC},
     ("ppo", "Pendulum-v1"): {"default": _PPO_PENDULUM},
     ("ppo", "HalfCheetah-v[45]"): {"default": _CLEANRL_MUJOCO},
     ("ppo", "Hopper-v[45]"): {"default": _CLEANRL_MUJOCO},
     ("ppo", "ale:*"): {"default": _PPO_ATARI},
-    ("dqn", "CartPole-v1"): {"default": _DQN_CARTPOLE, "cleanrl": _DQN_CLEANRL},
+    ("dqn", "CartPole-v1"): {"default": _DQN_CARTPOLE, "zoo": _DQN_CARTPOLE_ZOO, "cleanrl": _DQN_CLEANRL},
     ("dqn", "Acrobot-v1"): {"default": _DQN_BOX2D},
     ("dqn", "LunarLander-v3"): {"default": _DQN_BOX2D},
     ("dqn", "ale:*"): {"default": _DQN_ATARI, "nature": _DQN_NATURE},
@@ -171,10 +211,8 @@ PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
 
 def presets(algorithm: str, env: str) -> dict[str, Preset]:
     """The presets for an environment by name, {} where there are none; our compiled worlds share Gymnasium's."""
-    name = env.removeprefix("jax:")
-    return next(
-        (found for (a, e), found in PRESETS.items() if a == algorithm.lower() and fnmatch.fnmatchcase(name, e)), {}
-    )
+    kind, name = catalogue.algorithm(algorithm).name, env.removeprefix("jax:")
+    return next((found for (a, e), found in PRESETS.items() if a == kind and fnmatch.fnmatchcase(name, e)), {})
 
 
 def preset(algorithm: str, env: str, name: str | None) -> Preset | None:

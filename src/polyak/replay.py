@@ -113,10 +113,12 @@ def _add_frames(ring: Frames, steps: Transition) -> Frames:
 def draw(ring: Any, key: Array, shape: tuple[int, ...]) -> Array:
     """Places of transitions, drawn uniformly with replacement from those that the ring holds; `batch` reads them."""
     if isinstance(ring, Frames):
-        return jax.random.randint(key, shape, 0, ring.usable * ring.age.shape[1])
-    capacity, n_envs = leading(ring.data, 2)
-    held = jnp.where(ring.rows.at_least(capacity), capacity, ring.rows.modulo(capacity))
-    return jax.random.randint(key, shape, 0, held * n_envs)
+        most = ring.usable * ring.age.shape[1]
+    else:
+        capacity, n_envs = leading(ring.data, 2)
+        most = jnp.where(ring.rows.at_least(capacity), capacity, ring.rows.modulo(capacity)) * n_envs
+    # The same numbers in one row: on CPU, a shape of several axes takes several times as long to draw.
+    return jax.random.randint(key, (math.prod(shape),), 0, most).reshape(shape)
 
 
 def batch(ring: Any, places: Array, frames: int = 0) -> Transition:

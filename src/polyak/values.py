@@ -19,6 +19,11 @@ _CNNS: dict[str, dict[str, Any]] = {
     "cnn": {"network": "CNN"},
     "cnn2013": {"network": "CNN", "filters": [[16, 8, 4], [32, 4, 2]], "dense": 256},
 }
+# What each kind of features is called in config.json, and the numbers that it takes.
+_FEATURES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "onehot": ("OneHot", ()), "tiles": ("Tiles", ("tilings", "tiles")), "fourier": ("Fourier", ("order",)),
+    "polynomial": ("Polynomial", ("order",)), "radial": ("Radial", ("centres", "width")),
+}  # fmt: skip
 SCHEDULE_HELP = "linear:START:END:FRACTION"
 
 
@@ -110,6 +115,22 @@ def network(flag: str, text: str, init: str = "") -> Any:
     return {"network": "MLP", "sizes": sizes, "activation": activation} | ({"init": init} if init else {})
 
 
+def features(flag: str, text: str) -> dict[str, Any]:
+    """`tiles:8,8`, `fourier:3`, `polynomial:2`, `radial:5,1.0` or `onehot`, as config.json holds it."""
+    word, _, rest = text.strip().lower().partition(":")
+    if word not in _FEATURES:
+        known = ", ".join(_FEATURES)
+        raise PolyakError(f"{flag}: there are no features {word!r}{nearest(word, _FEATURES)}; there are {known}")
+    kind, names = _FEATURES[word]
+    numbers = [part.strip() for part in re.split(r"[:,x]", rest) if part.strip()]
+    if len(numbers) > len(names):
+        wanted = " and ".join(names) or "no numbers"
+        raise PolyakError(f"{flag}: {word} takes {wanted}, and {text!r} has {len(numbers)} numbers")
+    read = {"width": number}  # all the others are counts
+    given = zip(names, numbers, strict=False)
+    return {"features": kind, **{name: read.get(name, whole)(flag, part) for name, part in given}}
+
+
 def field_value(flag: str, annotation: str, text: str, init: str = "") -> Any:
     """A hyper-parameter's value from its text, as its annotation allows.
 
@@ -127,6 +148,10 @@ def field_value(flag: str, annotation: str, text: str, init: str = "") -> Any:
         return None
     if "Any" in kinds:
         return network(flag, text, init)
+    if "Features" in kinds:
+        return features(flag, text)
+    if "Policy" in kinds:
+        return chosen(flag, text, ("uniform",))  # a table of probabilities is for Python
     if "int" in kinds and "float" not in kinds:
         return whole(flag, text)
     if choices := _choices(annotation):
@@ -151,6 +176,10 @@ def metavar(annotation: str) -> str:
         return "{" + ",".join(choices) + "}"
     if "Any" in kinds:
         return "SIZES"
+    if "Features" in kinds:
+        return "KIND:N,.."
+    if "Policy" in kinds:
+        return "uniform"
     names = {"int": "N", "float": "X", "Rhythm": "X", "Schedule": "SCHEDULE", "str": "TEXT", "None": "none"}
     return "|".join(names[kind] for kind in names if kind in kinds) or "VALUE"
 

@@ -13,10 +13,16 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from polyak.agents import dqn, ppo, sac
 from polyak.agents.dqn import DQN
+from polyak.agents.dyna_q import DynaQ
+from polyak.agents.monte_carlo import MonteCarlo
 from polyak.agents.ppo import PPO
+from polyak.agents.q_learning import QLearning
 from polyak.agents.sac import SAC
+from polyak.agents.sarsa import SARSA
+from polyak.agents.td import TD
 from polyak.core import Rollout, Spec, Transition
 from polyak.cranks import agent_key, arrays_of, chunk, init, named
+from polyak.envs.classic import GridWorld, MountainCar
 from polyak.envs.probes import (
     Catch,
     DelayedReward,
@@ -29,6 +35,7 @@ from polyak.envs.probes import (
 )
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
+from polyak.mdp.features import OneHot, Tiles
 from polyak.nets import CNN, sample_obs
 from polyak.normalise import Normalised
 from polyak.optim import Linear, resolve_schedules
@@ -183,6 +190,11 @@ def test_every_observation_with_every_action(name, action):
 
 # ------------------------------------------------------------------------------------------------ knobs (CT28)
 
+GRID = GridWorld(layout=("S.O", "..G"), slip=0.2, max_steps=5)
+HILL = MountainCar(max_steps=5)
+EXPLORING = {"gamma": 0.9, "eps_start": 0.5, "eps_end": 0.2, "eps_steps": 20}
+EXPLORES_ELSE = {"eps_start": 0.9, "eps_end": 0.9, "eps_steps": 100}
+
 # For each agent a base, its world, and another value for every field.
 KNOBS = {
     "PPO": (
@@ -220,8 +232,38 @@ KNOBS = {
             "learning_starts": 20, "tau": 0.9, "lr": 0.01, "max_grad_norm": 0.01, "network": (5,),
         },
     ),
+    "QLearning": (
+        QLearning(lr=0.3, features=Tiles(2, 3), **EXPLORING), HILL,
+        {"lr": 0.1, "double": True, "q_init": 1.0, "gamma": 0.5, "features": Tiles(3, 3), **EXPLORES_ELSE},
+    ),
+    "SARSA": (
+        SARSA(lr=0.3, features=Tiles(2, 3), **EXPLORING), HILL,
+        {
+            "lr": 0.1, "expected": True, "n_step": 2, "q_init": 1.0, "gamma": 0.5, "features": Tiles(3, 3),
+            **EXPLORES_ELSE,
+        },
+    ),
+    "TD": (
+        TD(lr=0.3), GRID,
+        {
+            "lr": 0.1, "lam": 0.9, "n_step": 3, "policy": ((0.7, 0.1, 0.1, 0.1),) * 6, "v_init": 1.0, "gamma": 0.5,
+            "features": OneHot(),
+        },
+    ),
+    "MonteCarlo": (
+        MonteCarlo(lr=0.3, **EXPLORING), GRID,
+        {
+            "lr": None, "first_visit": False, "policy": "uniform", "q_init": 1.0, "gamma": 0.5, "features": OneHot(),
+            **EXPLORES_ELSE,
+        },
+    ),
+    "DynaQ": (
+        DynaQ(lr=0.3, kappa=0.1, planning_steps=3, **EXPLORING), GRID,
+        {"lr": 0.1, "planning_steps": 5, "kappa": 0.3, "q_init": 1.0, "gamma": 0.5, **EXPLORES_ELSE},
+    ),
 }  # fmt: skip
-DEAD: dict[str, set[str]] = {"PPO": set(), "DQN": set(), "SAC": set()}  # fields that don't affect training
+# Fields that don't affect training; one-hot features are the table that there is without features.
+DEAD: dict[str, set[str]] = {name: set() for name in KNOBS} | {"TD": {"features"}, "MonteCarlo": {"features"}}
 
 
 def learned_bits(agent, world):

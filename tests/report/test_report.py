@@ -15,7 +15,7 @@ from polyak.report.text import bracket, clean, data, plain, span, tick
 from polyak.statistics import interval, iqm, probability_of_improvement
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
-SVG = {"svg", "g", "line", "text", "polyline", "polygon", "circle", "rect", "path", "title"}
+SVG = {"svg", "g", "line", "text", "polyline", "polygon", "circle", "rect", "path", "title", "image"}
 HTML = {
     *(
         "html",
@@ -35,7 +35,7 @@ HTML = {
         "data",
     ),
     *("dl", "div", "dt", "dd", "figure", "figcaption", "ul", "li", "details", "summary", "table", "thead", "tbody"),
-    *("tr", "th", "td", "pre", "small", "video", "img"),
+    *("tr", "th", "td", "pre", "small", "video", "img", "input", "label", "sub"),
 }
 
 

@@ -15,7 +15,7 @@ import pytest
 from gymnasium import spaces as gs
 
 import polyak
-from polyak import DQN, PPO, SAC, Normalised
+from polyak import DQN, PPO, SAC, SARSA, TD, DynaQ, MonteCarlo, Normalised, QLearning
 from polyak.envs.host import HostVector, episode_seed
 from polyak.errors import PolyakError, RunError
 from polyak.runs import callbacks as cb
@@ -52,6 +52,11 @@ CASES = {
         SAC(rollout_length=2, updates_per_step=0.5, batch_size=16, buffer_size=64, learning_starts=32, network=SMALL),
         "Pendulum-v1", (101, 60), {"steps": 240},
     ),
+    "q-learning": Case(QLearning(lr=0.5), "CliffWalking-v1", (151, 60), {"seeds": 2, "steps": 300}),
+    "sarsa": Case(SARSA(n_step=3), "FrozenLake-v1", (90, 51), {"n_envs": 2, "steps": 240}),
+    "td": Case(TD(lam=0.8), "FrozenLake-v1", (90, 51), {"steps": 240}),
+    "monte-carlo": Case(MonteCarlo(), "FrozenLake-v1", (90, 51), {"steps": 240}),
+    "dyna-q": Case(DynaQ(planning_steps=3), "CliffWalking-v1", (90, 51), {"steps": 240}),
     "normalised": Case(Normalised(ON_POLICY), "Pendulum-v1", (50, 40), {"n_envs": 2, "steps": 256}),
     "compiled": Case(ON_POLICY, "jax:CartPole-v1", (64, 64), {"n_envs": 2, "seeds": 2, "steps": 320}),
     "host crank": Case(ON_POLICY, "jax:CartPole-v1", (64, 64), {"n_envs": 2, "steps": 320, "crank": "host"}),

@@ -25,6 +25,8 @@ _EXTRAS = {"mujoco": "mujoco", "ale_py": "atari", "box2d": "box2d", "envpool": "
 _ALE_IDS = re.compile(r"^ALE/|NoFrameskip-v|Deterministic-v")
 _LATER = ("gymnax", "brax")
 _DEADLINE_S = 60.0
+ENDLESS = 1_000  # steps of an evaluation episode in an environment that says it has no time limit
+UNKNOWN = 100_000  # the same where an environment of the user's own says nothing
 
 Make = Callable[..., Any]
 
@@ -212,12 +214,14 @@ def _named(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
 
 def _compiled(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
     from polyak.envs.classic import WORLDS
+    from polyak.envs.finite import FINITE
 
-    if name not in WORLDS:
-        known = ", ".join(sorted(WORLDS))
-        raise PolyakError(f"there is no compiled world jax:{name}{nearest(name, WORLDS)} (there are {known})")
+    every: dict[str, Callable[..., Any]] = WORLDS | FINITE
+    if name not in every:
+        known = ", ".join(sorted(every))
+        raise PolyakError(f"there is no compiled world jax:{name}{nearest(name, every)} (there are {known})")
     try:
-        world = WORLDS[name](**kwargs)
+        world = every[name](**kwargs)
     except TypeError as error:
         raise PolyakError(f"jax:{name} cannot be made with {kwargs}: {error}") from error
     return _world(f"jax:{name}", world, kwargs)
@@ -245,7 +249,28 @@ def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
     def make(**mode: Any) -> Any:
         return _made(lambda: gym.make(name, disable_env_checker=True, **{**kwargs, **mode}), name, kwargs)
 
-    return _singles(name, make, make, kwargs, deadline, video=_with_mode(make))
+    remake = make if _ALE_IDS.search(name) else _bounded(make, ENDLESS)
+    return _singles(name, make, remake, kwargs, deadline, video=_with_mode(make))
+
+
+def _bounded(make: Make, most: int) -> Make:
+    """Environments for evaluation that end: where they have no time limit of their own, after `most` steps.
+
+    A greedy policy may walk in a circle for ever (CliffWalking has no limit), and its evaluation would too.
+    """
+
+    def made(**mode: Any) -> Any:
+        from gymnasium.wrappers import TimeLimit
+
+        env = inner = make(**mode)
+        while inner is not None:
+            if isinstance(inner, TimeLimit):
+                return env
+            inner = getattr(inner, "env", None)
+        limit = getattr(getattr(env, "spec", None), "max_episode_steps", None)
+        return env if limit is not None else TimeLimit(env, most)
+
+    return made
 
 
 def _atari(game: str, kwargs: dict[str, Any], deadline: float) -> Source:
@@ -359,7 +384,7 @@ def _factory(factory: Make, kwargs: dict[str, Any], deadline: float) -> Source:
     if hasattr(first, "single_observation_space"):
         return _vectors(make(), make, deadline)
     video = _rendering(factory, kwargs)
-    return _singles(_name_of(first), make, make, kwargs, deadline, video=video, probe=first)
+    return _singles(_name_of(first), make, _bounded(make, UNKNOWN), kwargs, deadline, video=video, probe=first)
 
 
 def _rendering(factory: Make, kwargs: dict[str, Any]) -> Callable[[str], Any]:
@@ -380,7 +405,7 @@ def _instance(env: Any, deadline: float) -> Source:
     def again(**mode: Any) -> Any:
         return _made(lambda: gym.make(spec, disable_env_checker=True, **mode), name, {})
 
-    evaluation, video = (None, None) if spec is None else (again, _with_mode(again))
+    evaluation, video = (None, None) if spec is None else (_bounded(again, UNKNOWN), _with_mode(again))
     return _singles(name, lambda: env, evaluation, {}, deadline, video=video, probe=env, n_envs=1, owned=False)
 
 

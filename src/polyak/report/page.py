@@ -11,6 +11,7 @@ import numpy as np
 
 from polyak.errors import RunError
 from polyak.report import plots
+from polyak.report.exact import learned_and_exact
 from polyak.report.files import RunFiles, Score, block, content, number, read, seed_folders
 from polyak.report.settings import configuration
 from polyak.report.style import document
@@ -37,6 +38,7 @@ MEANING = {
     "train/ent_coef_loss": "loss of the temperature's own update",
     "train/std": "standard deviation of the actions",
     "train/learning_rate": "step size of the optimiser",
+    "train/max_error": "largest error of the learned values over the states that can be reached, against exact ones",
     "rollout/ep_len_mean": "steps per training episode, last 100 episodes",
     "rollout/success_rate": "share of successful training episodes, last 100",
     "rollout/exploration_rate": "probability of a random action",
@@ -63,9 +65,11 @@ def write(run: Path, video: Path | None = None) -> Path:
         RunError: when `run` is no run folder, or the page cannot be written.
     """
     files = read(run)
+    comparison = learned_and_exact(files)  # first: a damaged file is told in the head
     parts = [
         _head(files),
         _learning(files),
+        comparison,
         _evaluation(files),
         _film(files, video),
         _training(files),

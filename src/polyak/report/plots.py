@@ -85,13 +85,15 @@ class Axes:
         return self.size.height - self.size.bottom - share * (self.size.height - self.size.top - self.size.bottom)
 
 
-def ticks(low: float, high: float, wanted: int) -> list[float]:
+def ticks(low: float, high: float, wanted: int, whole: bool = False) -> list[float]:
     """Round numbers (1, 2, 2.5 or 5 times a power of ten) inside [low, high], about `wanted` of them."""
     raw = (high - low) / max(wanted, 1)
+    raw = max(raw, 1.0) if whole else raw
     if not math.isfinite(raw) or raw <= 0:
         return [low]
     power = 10.0 ** math.floor(math.log10(raw))
-    spacing = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.8)
+    rounds = (1, 2, 5, 10) if whole and power < 10 else (1, 2, 2.5, 5, 10)
+    spacing = next(m * power for m in rounds if m * power >= raw * 0.8)
     first = math.ceil(low / spacing - 1e-9)
     count = math.floor(high / spacing + 1e-9) - first
     return [(first + k) * spacing for k in range(count + 1)]
@@ -155,13 +157,13 @@ def _area(axes: Axes, bands: Bands) -> str:
     return f'<polygon class="band" points="{there} {back}"/>'
 
 
-def _grid(axes: Axes, x_label: str, y_label: str) -> str:
+def _grid(axes: Axes, x_label: str, y_label: str, whole: bool = False) -> str:
     """Horizontal grid lines with their labels, ticks on the x axis, and the names of both axes."""
     size = axes.size
     rows = int((size.height - size.top - size.bottom) / (3.1 * size.font))
     columns = (size.width - size.left - size.right) // 95
     levels = decades(*axes.y) if axes.log else ticks(*axes.y, rows)
-    stops = ticks(*axes.x, columns)
+    stops = ticks(*axes.x, columns, whole)
     right, floor = size.width - size.right, size.height - size.bottom
     parts: list[str] = []
     for level in levels:
@@ -201,20 +203,29 @@ def spreads(values: Sequence[Floats]) -> bool:
     return bool(joined.max() > 50 * np.median(joined) or np.median(joined) > 1e3 * joined.min() > 0)
 
 
-def curves(series: Sequence[Series], size: Size, x_label: str, y_label: str, label: str, kind: str = "") -> str:
-    """Several quantities over steps in one figure."""
+def curves(
+    series: Sequence[Series],
+    size: Size,
+    x_label: str,
+    y_label: str,
+    label: str,
+    kind: str = "",
+    log: bool | None = None,
+    unit: str = "step",
+) -> str:
+    """Several quantities over steps (or another unit) in one figure; `log` None: as the values ask for it."""
     lines = [curve for s in series for curve in s.seeds.values()]
     heights = [y for _, y in lines] + [v for s in series for v in (s.bands.low, s.bands.high, s.bands.iqm)]
     widths = [x for x, _ in lines]
-    log = kind == "small" and spreads(heights)
+    log = kind == "small" and spreads(heights) if log is None else log
     y = extent(heights)
     if log:
         positive = np.concatenate([np.ravel(h) for h in heights])
-        positive = positive[np.isfinite(positive)]
+        positive = positive[np.isfinite(positive) & (positive > 0)]
         y = (float(positive.min()) / 1.3, float(positive.max()) * 1.3)
     x = extent(widths, margin=0.0)
     axes = Axes(size, (min(0.0, x[0]) if x[0] < 0.2 * x[1] else x[0], x[1]), y, log)
-    parts = [_grid(axes, x_label, y_label + (", logarithmic" if log and y_label else ""))]
+    parts = [_grid(axes, x_label, y_label + (", logarithmic" if log and y_label else ""), unit == "sweep")]
     for s in series:
         parts.append(f'<g class="s{s.colour % COLOURS}">{_area(axes, s.bands)}')
         parts += [_line(axes, thin(curve), "seed", f"{s.name}, {name}") for name, curve in s.seeds.items()]
@@ -224,12 +235,12 @@ def curves(series: Sequence[Series], size: Size, x_label: str, y_label: str, lab
         parts.append(f'<g class="s{s.colour % COLOURS}">')
         if len(s.bands.steps):
             parts.append(_line(axes, (s.bands.steps, s.bands.iqm), "iqm", "", dash))
-            parts.append(_marks(axes, s))
+            parts.append(_marks(axes, s, unit))
         parts.append("</g>")
     return _svg(size, "".join(parts), label, kind)
 
 
-def _marks(axes: Axes, s: Series) -> str:
+def _marks(axes: Axes, s: Series, unit: str) -> str:
     """Points that show step, IQM and interval in a tooltip: visible for evaluations, else on hover."""
     count = len(s.bands.steps)
     index = np.unique(np.linspace(0, count - 1, min(count, 40)).round().astype(int))
@@ -239,12 +250,29 @@ def _marks(axes: Axes, s: Series) -> str:
         step, centre, low, high = (float(a[k]) for a in (s.bands.steps, s.bands.iqm, s.bands.low, s.bands.high))
         places = decimals(centre, low, high)
         around = "" if math.isnan(low) else f" [{plain(low, places)}, {plain(high, places)}]"
-        title = f"{s.name}, step {plain(round(step), 0)}: {plain(centre, places)}{around}"
+        title = f"{s.name}, {unit} {plain(round(step), 0)}: {plain(centre, places)}{around}"
         x, y = axes.px(step), axes.py(centre)
         parts.append(
             f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"><title>{clean(title)}</title></circle>'
         )
     return "".join(parts)
+
+
+def scatter(
+    x: Floats, y: Floats, tips: Sequence[str], size: Size, x_label: str, y_label: str, label: str, colour: int = 0
+) -> str:
+    """Dots in a plane with its diagonal, on which both quantities are equal."""
+    low, high = extent([x, y])
+    axes = Axes(size, (low, high), (low, high))
+    parts = [_grid(axes, x_label, y_label)]
+    ends = [(axes.px(v), axes.py(v)) for v in (low, high)]
+    parts.append(f'<line class="diagonal" x1="{ends[0][0]:.1f}" y1="{ends[0][1]:.1f}" ')
+    parts.append(f'x2="{ends[1][0]:.1f}" y2="{ends[1][1]:.1f}"/><g class="s{colour % COLOURS}">')
+    radius = 3.4 if len(x) <= 300 else 2.4
+    for a, b, tip in zip(x, y, tips, strict=True):
+        place = f'cx="{axes.px(float(a)):.1f}" cy="{axes.py(float(b)):.1f}"'
+        parts.append(f'<circle class="value" {place} r="{radius}"><title>{clean(tip)}</title></circle>')
+    return _svg(size, "".join(parts) + "</g>", label)
 
 
 def both(draw: Callable[[Size], str], wide: Size = WIDE, narrow: Size = NARROW) -> str:

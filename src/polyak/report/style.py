@@ -7,8 +7,8 @@ from polyak.report.text import clean
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
-def document(title: str, body: str, foot: str) -> str:
-    """A whole page. `title` is foreign text, `body` and `foot` are finished HTML.
+def document(title: str, body: str, foot: str, rules: str = "") -> str:
+    """A whole page. `title` is foreign text, `body` and `foot` are finished HTML, `rules` further style of this page.
 
     The content security policy forbids scripts and every request, so that a page stays what it is: a document.
     """
@@ -18,6 +18,6 @@ def document(title: str, body: str, foot: str) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{clean(title)}</title>\n<style>{sheet}</style>\n</head>\n"
+        f"<title>{clean(title)}</title>\n<style>{sheet}{rules}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n<footer>{foot}</footer>\n</main>\n</body>\n</html>\n"
     )

@@ -7,17 +7,29 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from polyak import nets, optim
+from polyak import catalogue, nets, optim
 from polyak.agents.dqn import DQN
+from polyak.agents.dyna_q import DynaQ
+from polyak.agents.monte_carlo import MonteCarlo
 from polyak.agents.ppo import PPO
+from polyak.agents.q_learning import QLearning
 from polyak.agents.sac import SAC
-from polyak.errors import PolyakError, RunError, nearest
+from polyak.agents.sarsa import SARSA
+from polyak.agents.td import TD
+from polyak.errors import RunError
+from polyak.mdp.features import FEATURES
 from polyak.normalise import Normalised
 from polyak.presets import preset
 
-AGENTS: dict[str, Any] = {"ppo": PPO, "dqn": DQN, "sac": SAC}
+AGENTS: dict[str, Any] = {
+    "ppo": PPO, "dqn": DQN, "sac": SAC, "q-learning": QLearning, "sarsa": SARSA, "td": TD, "monte-carlo": MonteCarlo,
+    "dyna-q": DynaQ,
+}  # fmt: skip
 _SCHEDULES: dict[str, Any] = {c.__name__: c for c in (optim.Constant, optim.Linear, optim.Exponential, optim.Cosine)}
 _NETWORKS: dict[str, Any] = {c.__name__: c for c in (nets.MLP, nets.CNN)}
+# What a field may hold besides numbers and words: by the key that config.json marks it with.
+_FAMILIES: dict[str, dict[str, Any]] = {"schedule": _SCHEDULES, "network": _NETWORKS, "features": FEATURES}
+_LARGEST_TABLE = 100_000  # numbers of an array that config.json still holds
 
 
 def encoded(value: Any) -> Any:
@@ -28,10 +40,11 @@ def encoded(value: Any) -> Any:
         return value.item()
     if isinstance(value, tuple | list):
         return [encoded(item) for item in value]
+    if isinstance(value, np.ndarray | jax.Array) and value.size <= _LARGEST_TABLE:
+        return np.asarray(value).tolist()
     kind = type(value).__name__
     # Types, not their names: Equinox has an MLP as well.
-    known = {"schedule": _SCHEDULES, "network": _NETWORKS}
-    family = next((name for name, types in known.items() if type(value) in types.values()), None)
+    family = next((name for name, types in _FAMILIES.items() if type(value) in types.values()), None)
     if family is None:
         return {"custom": kind}
     return {family: kind} | {f.name: encoded(getattr(value, f.name)) for f in dataclasses.fields(cast("Any", value))}
@@ -43,7 +56,7 @@ def decoded(value: Any, where: str) -> Any:
         return tuple(decoded(item, where) for item in value)
     if not isinstance(value, Mapping):
         return value
-    for family, known in (("schedule", _SCHEDULES), ("network", _NETWORKS)):
+    for family, known in _FAMILIES.items():
         if value.get(family) in known:
             return known[value[family]](**{k: decoded(v, where) for k, v in value.items() if k != family})
     if "custom" in value:
@@ -51,7 +64,7 @@ def decoded(value: Any, where: str) -> Any:
             f"{where} is a {value['custom']} of your own, which the run folder can't hold: "
             "give it again, resume(path, agent=...)"
         )
-    raise RunError(f"{where} is {dict(value)!r}, which is no schedule and no network")
+    raise RunError(f"{where} is {dict(value)!r}, which is no schedule, no network and no features")
 
 
 def agent_json(agent: Any) -> dict[str, Any]:
@@ -76,10 +89,7 @@ def agent_of(config: Mapping[str, Any]) -> Any:
 
 def agent_class(name: str) -> Any:
     """The class of an algorithm by name, whatever its case."""
-    found = AGENTS.get(name.lower())
-    if found is None:
-        raise PolyakError(f"there is no algorithm {name!r}{nearest(name, AGENTS)}; there are {', '.join(AGENTS)}")
-    return found
+    return AGENTS[catalogue.algorithm(name).name]
 
 
 def agent_from(

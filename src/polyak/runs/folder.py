@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self, cast
 
+from polyak import catalogue
 from polyak.errors import RunError, nearest
 from polyak.runs import disk
 from polyak.runs.checkpoint import alive
@@ -49,7 +50,7 @@ def create(out: Path | None, log_folder: Path, algo: str, env_id: str) -> Path:
     try:
         if out is not None:
             return _create_exact(out)
-        parent = log_folder / plain_name(algo.lower())
+        parent = log_folder / _family(algo)
         parent.mkdir(parents=True, exist_ok=True)
         return _create_next(parent, plain_name(env_id))
     except OSError as error:
@@ -80,7 +81,7 @@ def find(path_or_algo: str | Path, env: str | None = None, exp_id: int = 0, log_
     """
     if env is None:
         return _at(Path(path_or_algo), log_folder)
-    parent = log_folder / plain_name(str(path_or_algo).lower())
+    parent = log_folder / _family(str(path_or_algo))
     ids = [number for number in _ids(parent, plain_name(env)) if _is_run(parent / f"{plain_name(env)}_{number}")]
     if exp_id in ids or (exp_id == 0 and ids):
         return parent / f"{plain_name(env)}_{exp_id or max(ids)}"
@@ -89,6 +90,11 @@ def find(path_or_algo: str | Path, env: str | None = None, exp_id: int = 0, log_
         raise RunError(f"There is no run {exp_id} of {path_or_algo} on {env} in {log_folder}; there are: {have}.")
     hint = nearest(f"{path_or_algo} {env}", [f"{r.parent.name} {r.name.rpartition('_')[0]}" for r in runs(log_folder)])
     raise RunError(f"There is no run of {path_or_algo} on {env} in {log_folder}{hint}.")
+
+
+def _family(algo: str) -> str:
+    """The folder of an algorithm's runs: its name on the command line where it is one of ours."""
+    return catalogue.algorithm(algo).name if catalogue.is_algorithm(algo) else plain_name(algo.lower())
 
 
 def runs(log_folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from polyak import doctor, statistics
 from polyak.cranks import Report, swept
 from polyak.errors import EnvError, PolyakError, RunError, nearest
 from polyak.evaluation import Episodes
-from polyak.runs import checkpoint, disk, folder, sinks
+from polyak.runs import checkpoint, disk, folder, sinks, yardstick
 from polyak.runs.callbacks import Callbacks
 from polyak.runs.plan import Plan, plan, planned
 from polyak.runs.progress import Progress
@@ -65,6 +65,7 @@ class Session:
         self.stop = threading.Event()
         self.signal = 0
         self.crank: Any = None
+        self.yardstick: yardstick.Yardstick | None = None
         self.sinks: Any = None
         self.evaluators: dict[int, Any] = {}
         self.tallies: list[dict[str, tuple[float, int]]] = [{} for _ in plan.seeds]
@@ -149,6 +150,10 @@ class Session:
             self.tier = 1
         self.say(self._tier_line())
         self.exact &= self.tier < 3
+        try:
+            self.yardstick = yardstick.of(self.plan)
+        except PolyakError as error:
+            self.say(f"the table is not compared with exact values: {error}")
 
     def _tier_line(self) -> str:
         if self.tier == 1:
@@ -266,6 +271,8 @@ class Session:
             report = self.reports[k]
             row = {"rollout/ep_rew_mean": report.ep_rew_mean, "rollout/ep_len_mean": report.ep_len_mean}
             row |= {tag: total / count for tag, (total, count) in self.tallies[k].items() if count}
+            if self.yardstick is not None:
+                row["train/max_error"] = self.yardstick.error(self.crank.agent_state(k))
             row |= {"time/fps": fps, "time/iterations": self.crank.iterations(), "time/time_elapsed": self.elapsed()}
             row |= {"time/total_timesteps": self.steps(), "time/episodes": report.episodes}
             self.sinks.log(seed, self.steps(), self.elapsed(), row)
@@ -400,9 +407,19 @@ class Session:
             "tier": self.tier,
         }
         self._close_sinks()
+        self._measure_tables()
         disk.write_json(self.path / "summary.json", summary)
         self.close()
         return Run(self.path, self.plan)
+
+    def _measure_tables(self) -> None:
+        """exact.npz, where there are exact values; a disk that refuses it doesn't spoil the run."""
+        if self.yardstick is None:
+            return
+        try:
+            self.yardstick.write(self.path, [self.crank.agent_state(k) for k in range(len(self.plan.seeds))])
+        except OSError as error:
+            self.warn(f"{yardstick.FILE} can't be written: {disk.reason(error)}")
 
     def _summarise_evaluation(self, results: list[Episodes] | None) -> dict[str, Any]:
         if results is None:
