@@ -383,10 +383,11 @@ def test_uniform_exploration(space: Any) -> None:
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.3, 1.0])
-def test_epsilon_greedy_chooses_whole_actions(epsilon: float) -> None:
-    greedy, random = jnp.zeros((N, 2), jnp.int32), jnp.ones((N, 2), jnp.int32)
-    a = np.asarray(explore.epsilon_greedy(jax.random.key(14), greedy, random, epsilon))
-    assert (a[:, 0] == a[:, 1]).all()
-    assert abs(a[:, 0].mean() - epsilon) <= 5 * math.sqrt(epsilon * (1 - epsilon) / N)
-    flat = np.asarray(explore.epsilon_greedy(jax.random.key(15), greedy[:, 0], random[:, 0], epsilon))
-    assert flat.shape == (N,) and abs(flat.mean() - epsilon) <= 5 * math.sqrt(epsilon * (1 - epsilon) / N)
+def test_epsilon_greedy_shares_among_the_best_and_among_all(epsilon: float) -> None:
+    """Two of four actions are best, one is forbidden; as often as `epsilon_greedy_probabilities` says."""
+    Q, mask = jnp.tile(jnp.array([1.0, 0.0, 1.0, 9.0]), (N, 1)), jnp.tile(jnp.array([1, 1, 1, 0]), (N, 1))
+    a = np.asarray(explore.epsilon_greedy_choice(jax.random.key(14), Q, epsilon, mask))
+    wanted = (1 - epsilon) * np.array([0.5, 0, 0.5, 0]) + epsilon * np.array([1, 1, 1, 0]) / 3
+    assert_allclose(explore.epsilon_greedy_probabilities(Q, epsilon, mask)[0], wanted, atol=1e-6)
+    shares = np.bincount(a, minlength=4) / N
+    assert (abs(shares - wanted) <= 5 * np.sqrt(wanted * (1 - wanted) / N)).all()

@@ -1,6 +1,6 @@
 #!/bin/sh
 # One virtual environment per peer, bench/peers/.venv-<peer>. Idempotent: a finished one is left alone.
-#   bench/peers/setup.sh [sb3] [sbx] [rejax]     (default: all three)
+#   bench/peers/setup.sh [sb3] [sbx] [rejax] [mdptoolbox] [hiive]     (default: all)
 set -eu
 cd "$(dirname "$0")"
 
@@ -17,11 +17,11 @@ interpreter() {
     return 1
 }
 
-for peer in ${*:-sb3 sbx rejax}; do
+for peer in ${*:-sb3 sbx rejax mdptoolbox hiive}; do
     case $peer in
     sb3 | sbx) version=3.11 ;;
-    rejax) version=3.12 ;;
-    *) echo "bench/peers/setup.sh: unknown peer '$peer'; there are sb3, sbx and rejax." >&2 && exit 2 ;;
+    rejax | mdptoolbox | hiive) version=3.12 ;;
+    *) echo "bench/peers/setup.sh: unknown peer '$peer'; there are sb3, sbx, rejax, mdptoolbox and hiive." >&2 && exit 2 ;;
     esac
     venv=.venv-$peer
     if cmp -s "requirements-$peer.txt" "$venv/installed.txt"; then

@@ -1,4 +1,4 @@
-"""polyak: reinforcement learning in JAX. PPO, DQN and SAC on any environment, with exact resume and honest statistics.
+"""polyak: reinforcement learning in JAX, from tables to PPO, DQN and SAC, with exact resume and honest statistics.
 
     import polyak
     run = polyak.train(polyak.PPO(), "CartPole-v1", steps=100_000, seeds=5)

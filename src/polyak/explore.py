@@ -30,12 +30,6 @@ def _level(mask: Array | None, shape: tuple[int, int]) -> Array:
     return jnp.zeros(shape) if mask is None else jnp.where(mask > 0, 0.0, -1e9)
 
 
-def epsilon_greedy(key: Array, greedy: Array, random: Array, epsilon: Any) -> Array:
-    """Each of the n actions is random with probability ε, else greedy (Sutton & Barto 2018, §2.4)."""
-    explores = jax.random.uniform(key, greedy.shape[:1]) < epsilon
-    return jnp.where(explores.reshape((-1,) + (1,) * (greedy.ndim - 1)), random, greedy)
-
-
 def epsilon_greedy_choice(key: Array, Q: Array, epsilon: Any, mask: Array | None = None) -> Array:
     """ε-greedy actions [N] from values [N, A], ties broken at random (Sutton & Barto 2018, §2.2).
 

@@ -59,7 +59,6 @@ PEERS: dict[str, tuple[str, ...]] = {
     # objective
     "discount": ("gamma",),
     "discount_factor": ("gamma",),
-    "lam": ("gae_lambda",),
     "lambda_": ("gae_lambda", "lam"),
     "trace_decay": ("lam",),
     "gae_lam": ("gae_lambda",),

@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +89,8 @@ def test_a_hundred_steps_of_frozen_lake(lake: mdp.Model) -> None:
     assert abs(found.start_value - 0.744190) < 1e-6
     assert found.V.shape == (101, 16) and found.policy.shape == (100, 16) and found.policy.dtype == np.int32
     assert (found.V[100] == 0).all() and found.sweeps == 100 and found.bound < 1e-12
+    np.testing.assert_array_equal(found.frames[-1], found.V[0])
+    assert found.frame_sweeps[[0, -1]].tolist() == [0, 100] and found.errors.shape == (100,)
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -161,6 +164,47 @@ def test_all_methods_agree_on_random_models(block: int, gamma: float) -> None:
             assert name == "linear" or found.bound <= 1e-9 * scale
             assert abs(found.start_value - model.start @ found.V) < 1e-12 * scale
             assert (found.V[model.terminal] == 0).all()
+
+
+def _fractions(model: mdp.Model, policy: np.ndarray, gamma: float) -> list[Fraction]:
+    """V^π without any rounding: the model's float64 numbers are taken at their word, and Gauss eliminates."""
+    n, _, k = model.probability.shape
+    rows = [[Fraction(int(s == t)) for t in range(n)] + [Fraction(0)] for s in range(n)]
+    for s, i in itertools.product(range(n), range(k)):
+        a = policy[s]
+        p = Fraction(float(model.probability[s, a, i]))
+        to = i if model.successor is None else int(model.successor[s, a, i])
+        if not model.terminal[s]:
+            rows[s][n] += p * Fraction(float(model.reward[s, a, i]))
+            rows[s][to] -= Fraction(gamma) * p * int(not model.terminated[s, a, i])
+    for s in range(n):
+        rows[s] = [x / rows[s][s] for x in rows[s]]
+        for t in range(n):
+            if t != s and rows[t][s]:
+                rows[t] = [x - rows[t][s] * y for x, y in zip(rows[t], rows[s], strict=True)]
+    return [row[n] for row in rows]
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.95])
+def test_bounds_hold_in_exact_arithmetic(gamma: float) -> None:
+    """Bounds of a few units in the last place, against fractions; the optimal policy is certain where gaps are wide."""
+    compared = 0
+    for seed in range(60):
+        model = random_model(seed)
+        for name in ("policy", "value-iteration", "gauss-seidel"):
+            try:
+                found = solved(name, model, gamma, tol=3e-12 * max(1.0, np.abs(model.reward).max()))
+            except PolyakError as error:
+                if "float64 can promise" not in str(error):
+                    raise
+                continue
+            if model.n_actions > 1 and np.diff(np.sort(found.Q[~model.terminal], 1)[:, -2:]).min(initial=1) < 1e-6:
+                continue
+            compared += 1
+            exact = _fractions(model, found.policy, gamma)
+            far = max(abs(Fraction(float(v)) - x) for v, x in zip(found.V, exact, strict=True))
+            assert far <= Fraction(found.bound)
+    assert compared > 100
 
 
 def test_a_bound_that_is_asked_for_early_holds(lake: mdp.Model) -> None:
@@ -437,6 +481,22 @@ def test_gamma_next_to_one_is_solved_or_refused() -> None:
     assert np.abs(found.V - best).max() <= found.bound + 1e-6 * np.abs(best).max()
     with pytest.raises(PolyakError, match="so close to 1"):
         mdp.value_iteration(two_by_two(), np.nextafter(1, 0))
+
+
+def test_rewards_that_would_overflow_are_refused() -> None:
+    model = mdp.from_arrays(np.ones((1, 1, 1)), [1e200])
+    with pytest.raises(PolyakError, match=r"a reward has the size 1e\+200, whose sums float64 can't hold"):
+        mdp.value_iteration(model, 0.9)
+
+
+def test_episodes_of_a_billion_steps_are_solved_by_equations() -> None:
+    p = 1e-9
+    P = np.array([[[1 - p, p]], [[0.0, 1.0]]])
+    model = mdp.from_arrays(P, np.array([-1.0, 0.0]), terminal=[1])
+    found = mdp.policy_iteration(model, 1.0)
+    assert abs(found.V[0] + 1 / (1 - P[0, 0, 0])) <= found.bound < 1e4
+    with pytest.raises(PolyakError, match="was not solved: The problem is unbounded"):
+        mdp.linear_program(model, 1.0)  # HiGHS takes 10⁻⁹ for 0
 
 
 def test_sparse_and_dense_problems_have_the_same_weights() -> None:

@@ -220,7 +220,7 @@ def test_a_loop_that_costs_less_than_rounding_is_no_loop_without_an_end() -> Non
             found = solved(name, model, 1.0)
             assert abs(found.V[0] - 1.0) <= found.bound <= 1e-9
             assert found.policy[0] == 1
-    for name in SWEEPING:
+    for name in (*SWEEPING, "policy"):
         with pytest.raises(PolyakError, match="costs less than float64 can tell"):
             solved(name, _costly_loop(1e-17), 1.0)
 

@@ -26,7 +26,7 @@ from polyak import nets
 from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, leading, require
 from polyak.dists import mask_of
 from polyak.errors import PolyakError
-from polyak.explore import epsilon_greedy, uniform
+from polyak.explore import epsilon_greedy_choice
 from polyak.optim import Linear, Schedule, adam, descend, now, polyak
 from polyak.replay import check_rhythm, replay_update, ring
 from polyak.returns import td_target
@@ -93,13 +93,10 @@ class DQN:
         return ()
 
     def act(self, state: State, obs: Any, key: Array, memory: Any, *, explore: bool) -> tuple[Any, Any]:
-        greedy = jnp.argmax(_allowed(state.Q(obs), obs), axis=-1).astype(jnp.int32)
+        Q = _allowed(state.Q(obs), obs)
         if not explore:
-            return greedy, memory
-        k_uniform, k_choice = jax.random.split(key)
-        n, n_actions = greedy.shape[0], state.Q.head.W.shape[-1]
-        random = uniform(k_uniform, Discrete(n_actions), n, mask_of(obs))
-        return epsilon_greedy(k_choice, greedy, random, self._epsilon(state)), memory  # (5)
+            return jnp.argmax(Q, axis=-1).astype(jnp.int32), memory
+        return epsilon_greedy_choice(key, Q, self._epsilon(state), mask_of(obs)), memory  # (5)
 
     def update(self, state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
         self = now(self, state.steps)

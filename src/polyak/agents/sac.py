@@ -112,8 +112,9 @@ class SAC:
         actor = Actor(torso, nets.Dense.init(k_mean, width, n, "uniform"), log_std, spec.action)
         critics = tuple(nets.build_critic(self.network, _NETWORK, k, spec.obs, n) for k in (k_1, k_2))
         log_alpha = jnp.log(jnp.float32(self.ent_coef_init))
-        rule = self._rule()
-        opts = (rule.init(actor), tuple(rule.init(Q) for Q in critics), rule.init(log_alpha))
+        opts = jax.tree.map(
+            adam(self.max_grad_norm).init, (actor, critics, log_alpha), is_leaf=lambda x: not isinstance(x, tuple)
+        )
         noise = actor.noise(k_noise, spec.n_envs) if self.sde else ()
         replay = ring(spec, self.buffer_size, self.rollout_length)
         return State(actor, critics, critics, log_alpha, opts, noise, replay, Counter.of(0))  # pyright: ignore
@@ -155,9 +156,9 @@ class SAC:
             return (alpha * log_pi - _smaller(critics, batch.obs, a)).mean(), log_pi.mean()
 
         critic_value, grads = jax.value_and_grad(critic_loss)(state.critics)
-        rule = self._rule()
+        rule = adam(self.max_grad_norm)
         moved = [descend(rule, self.lr, *x) for x in zip(grads, state.opts[1], state.critics, strict=True)]  # (2)
-        critics, critic_opts = (tuple(column) for column in zip(*moved, strict=True))
+        critics, critic_opts = zip(*moved, strict=True)
         (actor_value, log_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
         actor, actor_opt = descend(rule, self.lr, grads, state.opts[0], state.actor)  # (3)
         surplus = -(log_pi + self._target_entropy(state))  # of entropy over H̄: the gradient of (4)
@@ -173,9 +174,6 @@ class SAC:
 
     def _target_entropy(self, state: State) -> Any:
         return -float(nets.parameters(state.actor.space)) if self.target_entropy is None else self.target_entropy
-
-    def _rule(self) -> Any:
-        return adam(self.max_grad_norm)
 
 
 def _smaller(critics: Any, obs: Any, action: Array) -> Array:

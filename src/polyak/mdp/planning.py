@@ -30,6 +30,7 @@ Sweep = Literal["synchronous", "gauss-seidel", "prioritised"]
 
 _KINDS = {"synchronous": "synchronous", "gauss-seidel": "sequential", "prioritised": "prioritised"}
 _NAMES = {"synchronous": "value-iteration", "gauss-seidel": "gauss-seidel", "prioritised": "prioritised-sweeping"}
+_FEW = 2000  # states for which linear equations take no longer than sweeps
 _SHORT, _LONG = 0.1, 0.5  # seconds that one call of compiled sweeps should take: Ctrl-C and progress wait for it
 
 
@@ -123,7 +124,8 @@ def policy_iteration(
     """Exact evaluation and greedy improvement in turn (Sutton & Barto, §4.3; Puterman, 1994, §6.4).
 
     An action is changed only for one that is better by more than rounding errors, so ties can't make it cycle, and
-    every policy on the way is proper if the first one is: at γ = 1 that is a way to an end. A sweep is one improvement.
+    every policy on the way is proper if the first one is: at γ = 1 that is a way to an end. It ends when a policy comes
+    for the second time. A sweep is one improvement.
 
     Args: as of `value_iteration`.
 
@@ -133,17 +135,20 @@ def policy_iteration(
     task = _task(model, gamma)
     record = Record(keep, progress)
     problem = task.problem
-    policy = _promising(task)
+    policy, seen = _promising(task), set[int]()
     record.frame(lambda: task.expanded(np.zeros(problem.n_states)))
     while True:
+        seen.add(hash(policy.tobytes()))
         V = _exact(followed(problem, policy))
         Q = backup(problem, V)
         error = rounding(task.limits, float(np.abs(V).max()))
         here = Q[np.arange(len(policy)), policy]
         better = Q.max(1) > here + 2 * (error + float(np.abs(here - V).max()))
         policy = np.where(better, Q.argmax(1), policy).astype(np.int32)
-        last = not better.any() or (max_sweeps is not None and record.sweeps + 1 >= max_sweeps)
+        ended = hash(policy.tobytes()) in seen
+        last = ended or (max_sweeps is not None and record.sweeps + 1 >= max_sweeps)
         found = certified(problem, task.limits, V, task.graph, task.steps) if last else Certificate(V, math.nan)
+        found = _proved(found) if ended else found
         record.counted(np.array([found.bound]))
         record.frame(lambda V=V: task.expanded(V))
         if last:
@@ -154,22 +159,23 @@ def linear_program(model: Model, gamma: float) -> Solution:
     """min Σ V(s) subject to V(s) ≥ r(s, a) + γ Σ p V(s') for all pairs, whose solution is V* (Puterman, 1994, §6.9.1).
 
     HiGHS solves it, and the greedy policy of its answer is evaluated exactly, since a solver stops at 10⁻¹⁰ of its own
-    scale. `sweeps` counts its iterations. Arguments and errors as of `policy_iteration`.
+    scale. It takes coefficients up to 10⁻⁹ for 0. `sweeps` counts its iterations. Arguments and errors as of
+    `policy_iteration`; and it may be refused that the program was not solved.
     """
     from scipy.optimize import linprog
 
     task = _task(model, gamma)
-    problem, n = task.problem, task.problem.n_states
+    problem, n, scale = task.problem, task.problem.n_states, task.problem.scale or 1.0
     matrix, reward = _constraints(problem)
     bounds = np.where(problem.free[:, None], [[-np.inf, np.inf]], [[0.0, 0.0]])
     exact = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
-    result: Any = linprog(np.ones(n), A_ub=matrix, b_ub=-reward, bounds=bounds, method="highs", options=exact)
+    result: Any = linprog(np.ones(n), A_ub=matrix, b_ub=-reward / scale, bounds=bounds, method="highs", options=exact)
     if result.x is None:
         raise PolyakError(f"the linear program of {n} states was not solved: {result.message}")
-    V = _exact(followed(problem, backup(problem, result.x).argmax(1).astype(np.int32)))
+    V = _exact(followed(problem, backup(problem, result.x * scale).argmax(1).astype(np.int32)))
     record = Record(0, None)
     record.counted(np.full(max(1, int(result.nit)) - 1, np.nan))
-    found = certified(problem, task.limits, V, task.graph, task.steps)
+    found = _proved(certified(problem, task.limits, V, task.graph, task.steps))
     record.counted(np.array([found.bound]))
     return _solution(task, found, record, "linear-program")
 
@@ -233,10 +239,9 @@ def finite_horizon(model: Model, horizon: int, gamma: float = 1.0) -> Solution:
         before = errors[horizon - t - 2] if t + 1 < horizon else 0.0
         largest = max(float(np.abs(V[t]).max()), float(np.abs(V[t + 1]).max()))
         errors[horizon - t - 1] = limits.high * before + rounding(limits, largest)
-    start_value = float(model.start @ V[0])
-    nothing = np.zeros((0, n)), np.zeros(0, np.int64)
-    bound = float(errors.max())
-    return Solution(V, Q, policy, horizon, bound, gamma, "finite-horizon", errors, *nothing, start_value)
+    bound, start_value = float(errors.max()), float(model.start @ V[0])
+    frames = V[::-1], np.arange(horizon + 1)
+    return Solution(V, Q, policy, horizon, bound, gamma, "finite-horizon", errors, *frames, start_value)
 
 
 def bellman(model: Model, V: Floats, gamma: float) -> Floats:
@@ -289,9 +294,14 @@ class _Task(NamedTuple):
         return graph_of(self.problem) if self.graph is None else self.graph
 
     def steps(self, near: Flags, guess: Floats) -> Floats:
-        """About the largest expected number of steps to the end under the actions `near` [N, A]; see `certificate`."""
-        counting = sweeper(self.problem, self.limits, "sequential", self.graph)
-        counting = counting.rewarded(np.where(near, 1.0, np.where(self.problem.free[:, None], -np.inf, 0.0)), 1.0)
+        """About the largest expected number of steps to the end under the actions `near` [N, A]; see `certificate`.
+
+        Of few states it is the exact one, by policy iteration, since sweeps would take as long as the episodes last.
+        """
+        reward = np.where(near, 1.0, np.where(self.problem.free[:, None], -np.inf, 0.0))
+        if self.problem.n_states <= _FEW:
+            return _most(self.problem._replace(reward=reward))
+        counting = sweeper(self.problem, self.limits, "sequential", self.graph).rewarded(reward, 1.0)
         X = counting.load(guess)
         while True:
             X, rows = counting.advance(X, 64, 0.25)
@@ -382,6 +392,13 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
+def _proved(found: Certificate) -> Certificate:
+    """The certificate of a method that can't go on, unless it says nothing."""
+    if math.isinf(found.bound):
+        raise PolyakError(_unreachable(0.0, found.bound))
+    return found
+
+
 def _unreachable(tol: float, bound: float) -> str:
     if math.isinf(bound):
         return (
@@ -420,6 +437,18 @@ def _first(task: _Task, record: Record, most: float) -> Floats:
         if np.abs(rows[-1, :2]).max() <= near:
             break
     return engine.values(X)
+
+
+def _most(problem: Problem) -> Floats:
+    """V* [N] of a problem all of whose policies are proper, by policy iteration, to a relative 10⁻⁹."""
+    policy = problem.reward.argmax(1).astype(np.int32)
+    while True:
+        V = _exact(followed(problem, policy))
+        Q = backup(problem, V)
+        better = Q.max(1) > V + 1e-9 * np.abs(V)
+        if not better.any():
+            return V
+        policy = np.where(better, Q.argmax(1), policy).astype(np.int32)
 
 
 def _promising(task: _Task) -> Indices:

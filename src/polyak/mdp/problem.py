@@ -14,6 +14,8 @@ from polyak.errors import PolyakError
 from polyak.mdp.memory import require_memory
 from polyak.mdp.model import Flags, Floats, Indices, Model
 
+_LARGEST = 1e150
+
 
 class Problem(NamedTuple):
     """What is to be solved. All arrays are float64."""
@@ -38,16 +40,18 @@ def problem_of(model: Model, gamma: float) -> Problem:
     """The problem of a model at a discount factor.
 
     Errors:
-        PolyakError: gamma is no number in [0, 1], or the arrays would not fit into memory.
+        PolyakError: gamma is no number in [0, 1], a reward is too large, or the arrays would not fit into memory.
     """
     check_gamma(gamma)
     advice = "build the model with from_sparse" if model.successor is None else "it needs a larger machine"
-    require_memory(model.probability.nbytes, f"planning for {model.n_states} states", advice)
+    require_memory(3 * model.probability.nbytes, f"planning for {model.n_states} states", advice)
+    scale = max(float(model.reward.max()), -float(model.reward.min()))
+    if scale > _LARGEST:
+        raise PolyakError(f"a reward has the size {scale:g}, whose sums float64 can't hold; divide all rewards by it")
     weight = model.probability * gamma
     np.copyto(weight, 0.0, where=model.terminated)
     weight[model.terminal] = 0.0
     ends = ((model.probability > 0) & model.terminated).any(2)
-    scale = max(float(model.reward.max()), -float(model.reward.min()), 0.0)
     return Problem(weight, model.successor, model.expected_reward, ends, ~model.terminal, scale)
 
 

@@ -26,7 +26,8 @@ class Solution:
     gamma: float
     method: str
     errors: Floats  # [sweeps]: the bound guaranteed after each sweep, NaN where it was not computed
-    frames: Floats  # [n, S]: V after some of the sweeps, the first before all of them, the last the answer
+    frames: Floats  # [n, S]: V after some of the sweeps, the first before all of them, the last the answer;
+    # finite horizon: after every one, a view of V
     frame_sweeps: NDArray[np.int64]  # [n]: after how many
     start_value: float  # Σₛ start(s) V(s)
 

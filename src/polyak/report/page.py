@@ -27,6 +27,8 @@ MEANING = {
     "train/loss": "the total loss that is minimised",
     "train/policy_gradient_loss": "the clipped surrogate objective, negated",
     "train/policy_loss": "the policy's loss",
+    "train/td_error": "size of the temporal-difference error",
+    "train/largest_change": "largest change of a value by an episode",
     "train/value_loss": "squared error of the value estimates",
     "train/entropy_loss": "minus the mean entropy: rises to 0 as the policy becomes certain",
     "train/approx_kl": "how far an update moves the policy",
