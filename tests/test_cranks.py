@@ -7,12 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from polyak import DQN, PPO, SAC, Linear, Normalised, cranks
-from polyak.core import Spec
+from polyak import DQN, PPO, SAC, Linear, Normalised, QLearning, cranks
+from polyak.core import Spec, parted
 from polyak.envs.classic import WORLDS
 from polyak.envs.vector import Vector
 from polyak.errors import RunError
 from polyak.optim import resolve_schedules
+from polyak.spaces import Discrete
 
 # The driver folds every iteration into one key per seed, which the checker takes for reuse.
 pytestmark = pytest.mark.reuses_keys
@@ -221,3 +222,31 @@ def test_agents_are_plain_values():
     agent = AGENTS["ppo"]
     assert dataclasses.replace(agent) == agent
     assert hash(jax.tree.structure(agent)) == hash(jax.tree.structure(dataclasses.replace(agent)))
+
+
+def test_many_seeds_in_two_groups_learn_what_they_learn_in_one(monkeypatch):
+    """A table's arithmetic is the same in any batch: bit for bit, also after a snapshot."""
+    n, world, spec = cranks.MANY + 1, WORLDS["GridWorld-v0"](), Spec(Discrete(40), Discrete(4), 1, 1000)
+
+    def crank():
+        return cranks.Compiled(QLearning(), world, spec, range(n))
+
+    two, again = crank(), crank()
+    reports = two.advance(60)
+    again.restore(*two.snapshot())
+    monkeypatch.setattr(cranks, "MANY", n + 1)
+    one = crank()
+    assert (len(one.states), len(two.states), len(reports)) == (1, 2, n)
+    assert [r.episodes for r in one.advance(60)] == [r.episodes for r in reports]
+    for each in (one, two, again):
+        each.advance(40)
+    for k in range(n):
+        assert_same_bits(leaves(one, k), leaves(two, k))
+        assert_same_bits(leaves(one, k), leaves(again, k))
+
+
+def test_keys_are_those_of_split():
+    key = jax.random.key(7)
+    for n in (1, 2, 3):
+        split = jax.random.key_data(jax.random.split(key, n))
+        assert (split == np.stack([jax.random.key_data(part) for part in parted(key, n)])).all()

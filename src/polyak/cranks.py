@@ -6,8 +6,10 @@ schedule and the learner, and agree bit for bit on a CPU. Neither writes files: 
 """
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, seed_axes, where
+from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, parted, seed_axes, where
 from polyak.envs.vector import Outcome, Vector
 from polyak.errors import RunError
 from polyak.nets import sample_obs
@@ -24,6 +26,7 @@ from polyak.nets import sample_obs
 T = TypeVar("T")
 
 MARKED = 16  # an iteration of at least so many steps can be given up in the middle; shorter ones are awaited
+MANY = 64  # from so many vmapped seeds on, two threads share them
 WINDOW = 100  # training episodes in rollout/ep_rew_mean
 
 
@@ -60,9 +63,8 @@ def agent_key(seed: int) -> tuple[Array, Array]:
 
 def iteration_keys(key: Array, iteration: Counter) -> tuple[Array, Array, Array]:
     """(acting, world, update) of one iteration: the key schedule of both cranks."""
-    k_acting, k_world, k_update = jax.random.split(
-        jax.random.fold_in(jax.random.fold_in(key, iteration.high), iteration.low), 3
-    )
+    k_iteration = jax.random.fold_in(jax.random.fold_in(key, iteration.high), iteration.low)
+    k_acting, k_world, k_update = parted(k_iteration, 3)
     return k_acting, k_world, k_update
 
 
@@ -160,7 +162,11 @@ class Report(NamedTuple):
 
 
 class Compiled:
-    """The compiled crank over several seeds: vmapped ("vmap"), or one after the other in the same program ("map")."""
+    """The compiled crank over several seeds: vmapped ("vmap"), or one after the other in the same program ("map").
+
+    XLA runs a program's loop on one core. So many vmapped seeds are two groups, each with a thread of its own; how they
+    are grouped depends on their number alone, as bits must not depend on the machine's cores.
+    """
 
     name = "compiled"
 
@@ -172,7 +178,9 @@ class Compiled:
         start = jax.jit(functools.partial(_call_init, spec=spec))
         states = [start(self.agent, self.vector, *k) for k in keys]
         self.axes = seed_axes(states[0])
-        self.states = [_stack(states)] if self.vmapped else states
+        n = len(self.seeds)
+        self.size = 1 if not self.vmapped else n if n < MANY else -(-n // 2)  # seeds in a group
+        self.states = self._grouped(states)
         run = functools.partial(_call_chunk, spec=spec)
         if self.vmapped:
             run = jax.vmap(run, in_axes=(None, None, self.axes, None), out_axes=(self.axes, 0))
@@ -180,11 +188,21 @@ class Compiled:
 
     def advance(self, n: int, stop: threading.Event | None = None) -> list[Report]:
         """n iterations of every seed."""
-        reports: list[Report] = []
-        for i, state in enumerate(self.states):
-            self.states[i], tallies = self._chunk(self.agent, self.vector, state, np.int32(n))
-            reports += self._reports(self.states[i].recent, tallies)
-        return reports
+        run = functools.partial(self._advance, np.int32(n))
+        if self.vmapped and len(self.states) > 1:
+            with ThreadPoolExecutor(len(self.states)) as threads:
+                return list(itertools.chain(*threads.map(run, range(len(self.states)))))
+        return list(itertools.chain(*map(run, range(len(self.states)))))
+
+    def _advance(self, n: np.int32, i: int) -> list[Report]:
+        self.states[i], tallies = self._chunk(self.agent, self.vector, self.states[i], n)
+        return self._reports(self.states[i].recent, tallies)
+
+    def _grouped(self, states: list[Any]) -> list[Any]:
+        """The seeds' states as they are advanced: stacked in groups where they are vmapped."""
+        if not self.vmapped:
+            return states
+        return [_stack(states[i : i + self.size]) for i in range(0, len(states), self.size)]
 
     def _reports(self, recent: Recent, tallies: dict[str, Tally]) -> list[Report]:
         """One report per seed of a chunk's outputs, with or without their axis of seeds."""
@@ -200,7 +218,9 @@ class Compiled:
 
     def seed_state(self, k: int) -> TrainState:
         """The state of the k-th seed."""
-        return _unstack(self.states[0], self.axes, k) if self.vmapped else self.states[k]
+        if not self.vmapped:
+            return self.states[k]
+        return _unstack(self.states[k // self.size], self.axes, k % self.size)
 
     def agent_state(self, k: int) -> Any:
         return self.seed_state(k).agent
@@ -217,7 +237,7 @@ class Compiled:
 
     def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
         states = [filled(self.seed_state(k), arrays, f"seed_{seed}") for k, seed in enumerate(self.seeds)]
-        self.states = [_stack(states)] if self.vmapped else states
+        self.states = self._grouped(states)
 
     def close(self) -> None:
         """Nothing outside of this process is held."""

@@ -1,11 +1,10 @@
 """Schedules, optimisers and target networks: how a number and a parameter change over a run."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import Array
 
@@ -105,40 +104,10 @@ def now(agent: T, steps: Counter) -> T:
     return jax.tree.map(lambda x: x(count) if _is_schedule(x) else x, agent, is_leaf=_is_schedule)
 
 
-class Moments(NamedTuple):
-    """What Adam remembers, of all parameters in one row: one long loop costs less than many short ones."""
-
-    count: Array  # t, int32
-    mean: Array  # m
-    square: Array  # v
-
-
-def adam(max_grad_norm: Any = None, eps: float = 1e-8, b1: float = 0.9, b2: float = 0.999) -> Any:
-    """Adam (Kingma & Ba 2015) after clipping by the global norm; `descend` applies the step size.
-
-    m ← β₁ m + (1 − β₁) g,  v ← β₂ v + (1 − β₂) g²,  and the direction is m̂ / (√v̂ + ε) with m̂ = m / (1 − β₁ᵗ) and
-    v̂ = v / (1 − β₂ᵗ), in their §2's more efficient order: √(1 − β₂ᵗ) / (1 − β₁ᵗ) · m / (√v + ε √(1 − β₂ᵗ)), which
-    divides once an element instead of three times.
-    """
-
-    def init(params: Any) -> Moments:
-        nothing = jnp.zeros(sum(x.size for x in jax.tree.leaves(params)))
-        return Moments(jnp.int32(0), nothing, nothing.copy())
-
-    def update(grads: Any, state: Moments, params: Any = None) -> tuple[Any, Moments]:
-        leaves, tree = jax.tree.flatten(grads)
-        g = jnp.concatenate([x.ravel() for x in leaves])
-        if max_grad_norm is not None:
-            g = g * jnp.minimum(1.0, max_grad_norm / jnp.maximum(jnp.sqrt((g * g).sum()), 1e-30))
-        t = state.count + 1
-        m, v = b1 * state.mean + (1 - b1) * g, b2 * state.square + (1 - b2) * (g * g)
-        rest = jnp.sqrt(1 - b2 ** t.astype(jnp.float32))
-        direction = (rest / (1 - b1 ** t.astype(jnp.float32))) * m / (jnp.sqrt(v) + eps * rest)
-        ends = np.cumsum([x.size for x in leaves])
-        parts = [direction[end - x.size : end].reshape(x.shape) for end, x in zip(ends, leaves, strict=True)]
-        return jax.tree.unflatten(tree, parts), Moments(t, m, v)
-
-    return optax.GradientTransformation(init, update)
+def adam(max_grad_norm: Any = None, eps: float = 1e-8) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) after clipping by the global norm; `descend` applies the step size."""
+    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    return optax.flatten(optax.chain(clip, optax.scale_by_adam(eps=eps)))
 
 
 def descend(rule: optax.GradientTransformation, lr: Any, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:

@@ -45,7 +45,7 @@ def loop():
 
 
 def windy():
-    """A windy grid (after Sutton & Barto, Example 6.5), 4 × 5: in the two columns before the goal, wind lifts by one."""
+    """A windy grid as in Sutton & Barto, Example 6.5, 4 × 5: in the two columns before the goal, wind lifts by one."""
     rows, columns, wind, goal = 4, 5, (0, 0, 1, 1, 0), 1 * 5 + 4
     P, R = np.zeros((20, 4, 20)), np.full((20, 4), -0.1)
     for s in range(20):
@@ -89,10 +89,10 @@ AGENTS = {
 def solved(name):
     """(model, value of the best policy at the start, of the worst one)."""
     model = WORLDS[name][0]()
+    everywhere = np.broadcast_to(np.arange(model.n_states), model.probability.shape)
     worst = mdp.from_sparse(
-        model.successor if model.successor is not None else np.broadcast_to(np.arange(model.n_states), model.probability.shape),
-        model.probability, -np.asarray(model.reward), terminated=model.terminated, terminal=model.terminal,
-        start=model.start,
+        everywhere if model.successor is None else model.successor, model.probability, -np.asarray(model.reward),
+        terminated=model.terminated, terminal=model.terminal, start=model.start,
     )  # fmt: skip
     return model, mdp.policy_iteration(model, GAMMA).start_value, -mdp.policy_iteration(worst, GAMMA).start_value
 

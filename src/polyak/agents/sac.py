@@ -62,7 +62,7 @@ class State(NamedTuple):
     critics: tuple[Any, Any]  # θ_1, θ_2: (observation, action) ↦ value
     targets: tuple[Any, Any]  # θ′_1, θ′_2
     log_alpha: Array  # log of the temperature α
-    opts: tuple[Any, Any, Any]  # Adam's moments for actor, each critic, log α
+    opts: tuple[Any, Any, Any]  # Adam's moments for actor, critics, log α
     noise: Any  # W of the present rollout [N, features, actions]; () without sde
     replay: Any  # transitions, for the whole run
     steps: Counter  # environment steps so far
@@ -86,7 +86,7 @@ class SAC:
     learning_starts: int = 100  # environment steps before the first gradient step; actions are random until then
     tau: float | Schedule = 0.005  # τ, share of the online critics that enters the targets at each gradient step
     lr: float | Schedule = 3e-4  # step size of Adam, for all three
-    max_grad_norm: float | Schedule | None = None  # each network's gradients are scaled down to this norm; none: never
+    max_grad_norm: float | Schedule | None = None  # gradients are scaled down to this norm; none: never
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 256,256 ReLU, and a CNN for images
 
@@ -112,9 +112,7 @@ class SAC:
         actor = Actor(torso, nets.Dense.init(k_mean, width, n, "uniform"), log_std, spec.action)
         critics = tuple(nets.build_critic(self.network, _NETWORK, k, spec.obs, n) for k in (k_1, k_2))
         log_alpha = jnp.log(jnp.float32(self.ent_coef_init))
-        opts = jax.tree.map(
-            adam(self.max_grad_norm).init, (actor, critics, log_alpha), is_leaf=lambda x: not isinstance(x, tuple)
-        )
+        opts = tuple(self._rule().init(p) for p in (actor, critics, log_alpha))
         noise = actor.noise(k_noise, spec.n_envs) if self.sde else ()
         replay = ring(spec, self.buffer_size, self.rollout_length)
         return State(actor, critics, critics, log_alpha, opts, noise, replay, Counter.of(0))  # pyright: ignore
@@ -156,24 +154,25 @@ class SAC:
             return (alpha * log_pi - _smaller(critics, batch.obs, a)).mean(), log_pi.mean()
 
         critic_value, grads = jax.value_and_grad(critic_loss)(state.critics)
-        rule = adam(self.max_grad_norm)
-        moved = [descend(rule, self.lr, *x) for x in zip(grads, state.opts[1], state.critics, strict=True)]  # (2)
-        critics, critic_opts = zip(*moved, strict=True)
+        critics, critic_opt = descend(self._rule(), self.lr, grads, state.opts[1], state.critics)  # (2)
         (actor_value, log_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
-        actor, actor_opt = descend(rule, self.lr, grads, state.opts[0], state.actor)  # (3)
+        actor, actor_opt = descend(self._rule(), self.lr, grads, state.opts[0], state.actor)  # (3)
         surplus = -(log_pi + self._target_entropy(state))  # of entropy over H̄: the gradient of (4)
         log_alpha, alpha_opt = state.log_alpha, state.opts[2]
         if self.ent_coef == "auto":
-            log_alpha, alpha_opt = descend(rule, self.lr, surplus, alpha_opt, log_alpha)  # (4)
+            log_alpha, alpha_opt = descend(self._rule(), self.lr, surplus, alpha_opt, log_alpha)  # (4)
         targets = polyak(state.targets, critics, self.tau)  # (5)
         learned = state._replace(
-            actor=actor, critics=critics, targets=targets, log_alpha=log_alpha, opts=(actor_opt, critic_opts, alpha_opt)
+            actor=actor, critics=critics, targets=targets, log_alpha=log_alpha, opts=(actor_opt, critic_opt, alpha_opt)
         )
         metrics = {"train/actor_loss": actor_value, "train/critic_loss": critic_value, "train/ent_coef": alpha}
         return learned, metrics | {"train/ent_coef_loss": state.log_alpha * surplus}
 
     def _target_entropy(self, state: State) -> Any:
         return -float(nets.parameters(state.actor.space)) if self.target_entropy is None else self.target_entropy
+
+    def _rule(self) -> Any:
+        return adam(self.max_grad_norm)
 
 
 def _smaller(critics: Any, obs: Any, action: Array) -> Array:

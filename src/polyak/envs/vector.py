@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polyak.core import hyper, where
+from polyak.core import hyper, parted, where
 from polyak.envs.rounding import separately_rounded
 from polyak.errors import PolyakError
 from polyak.spaces import Box, Dict, Space, Tuple, agent_action_space, describe
@@ -108,8 +108,8 @@ class Vector:
         Returns:
             The new state, the observations to act on next [N, ...], and the outcome of this step.
         """
-        k_step, k_reset = jax.random.split(key)
-        step_keys, reset_keys = jax.random.split(k_step, self.n_envs), jax.random.split(k_reset, self.n_envs)
+        k_step, k_reset = parted(key, 2)
+        step_keys, reset_keys = self._keys(k_step), self._keys(k_reset)
 
         zero = vstate.t >> 31  # t ≥ 0, which only we know
         s, next_obs, reward, terminated = jax.vmap(self._physics)(vstate.s, action, step_keys, zero)
@@ -125,6 +125,12 @@ class Vector:
         )
         after = VectorState(where(end, fresh_s, s), jnp.where(end, 0, t), jnp.where(end, 0.0, episode_return))
         return after, where(end, fresh_obs, next_obs), outcome
+
+    def _keys(self, key: Array) -> Array:
+        """One key per environment: those of `jax.random.split(key, N)`."""
+        if self.n_envs == 1:
+            return parted(key, 1)[0][None]
+        return jax.random.split(key, self.n_envs)
 
     def _physics(self, s: Any, action: Any, key: Array, zero: Array) -> tuple[Any, Any, Array, Array]:
         """One step of one environment, with the same bits alone as inside a scan (see `rounding`)."""

@@ -90,22 +90,27 @@ class GridWorld:
         reward = jnp.where(stays[s], 0.0, rewards[after])
         return after, after, reward, stays[after]
 
-    def transitions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The world as a finite Markov decision process, for planners: P[s, a, s'] and the expected reward r[s, a].
+    def outcomes(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """The world as a finite Markov decision process, for planners: (successor, probability, reward, terminated).
 
-        Goals and pits are absorbing with reward 0. Walls are rows of their own that nothing enters.
+        Each is [cells, 4, 3]: the step goes straight on, or turns left or right. Goals, pits, walls lead to themselves.
         """
-        slip, n = float(self.slip), self.obs_space.n
-        after, stays = successors(self.layout), _stays(self.layout)
+        slip, after, stays = float(self.slip), successors(self.layout), _stays(self.layout)
         entered = {"G": float(self.goal_reward), "O": float(self.pit_reward)}
         rewards = np.array([entered.get(str(cell), float(self.step_reward)) for cell in _cells(self.layout)])
-        P, r = np.zeros((n, 4, n)), np.zeros((n, 4))
-        for turn, probability in ((0, 1 - slip), (-1, slip / 2), (1, slip / 2)):
-            for a in range(4):
-                to = after[:, (a + turn) % 4]
-                P[np.arange(n), a, to] += probability
-                r[:, a] += probability * np.where(stays, 0.0, rewards[to])
-        return P, r
+        directions = (np.arange(4)[:, None] + np.array([0, -1, 1])[None]) % 4
+        to = after[:, directions]
+        probability = np.broadcast_to(np.array([1 - slip, slip / 2, slip / 2]), to.shape)
+        resting = stays[:, None, None]
+        return to, probability, np.where(resting, 0.0, rewards[to]), stays[to] & ~resting
+
+    def transitions(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same as P[s, a, s'] and the expected reward r[s, a]: simple to read, and large where the maze is."""
+        to, probability, reward, _ = self.outcomes()
+        P = np.zeros((len(to), 4, len(to)))
+        s, a = np.arange(len(to))[:, None, None], np.arange(4)[None, :, None]
+        np.add.at(P, (s, a, to), probability)
+        return P, (probability * reward).sum(-1)
 
     def frame(self, s: Array) -> NDArray[np.uint8]:
         """A picture of one state, uint8 [48 · rows, 48 · columns, 3]; computed with NumPy, outside jit."""
@@ -132,11 +137,11 @@ def _stays(layout: tuple[str, ...]) -> NDArray[np.bool_]:
 def successors(layout: tuple[str, ...]) -> NDArray[np.int32]:
     """Where a step in each direction leads from each cell, [cells, 4]; goals, pits and walls lead to themselves."""
     rows, columns = len(layout), len(layout[0])
-    after = np.repeat(np.arange(rows * columns, dtype=np.int32)[:, None], 4, axis=1)
-    for i, cell in enumerate(_cells(layout)):
-        for a, (down, right) in enumerate(_MOVES):
-            row, column = i // columns + down, i % columns + right
-            inside = 0 <= row < rows and 0 <= column < columns
-            if cell in "S." and inside and layout[row][column] != "#":
-                after[i, a] = row * columns + column
-    return after
+    cells, here = _cells(layout).reshape(rows, columns), np.arange(rows * columns).reshape(rows, columns)
+    ways: list[NDArray[Any]] = []
+    for down, right in _MOVES:
+        row = np.clip(np.arange(rows) + down, 0, rows - 1)[:, None]
+        there = here[row, np.clip(np.arange(columns) + right, 0, columns - 1)[None]]
+        free = np.isin(cells, ["S", "."]) & (cells.ravel()[there] != "#")
+        ways.append(np.where(free, there, here).ravel())
+    return np.stack(ways, axis=1).astype(np.int32)
