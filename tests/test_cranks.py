@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polyak import DQN, PPO, SAC, Linear, Normalised, QLearning, cranks
-from polyak.core import Spec, parted
+from polyak.core import Spec
 from polyak.envs.classic import WORLDS
 from polyak.envs.vector import Vector
 from polyak.errors import RunError
@@ -243,10 +243,3 @@ def test_many_seeds_in_two_groups_learn_what_they_learn_in_one(monkeypatch):
     for k in range(n):
         assert_same_bits(leaves(one, k), leaves(two, k))
         assert_same_bits(leaves(one, k), leaves(again, k))
-
-
-def test_keys_are_those_of_split():
-    key = jax.random.key(7)
-    for n in (1, 2, 3):
-        split = jax.random.key_data(jax.random.split(key, n))
-        assert (split == np.stack([jax.random.key_data(part) for part in parted(key, n)])).all()

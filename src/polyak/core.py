@@ -245,14 +245,6 @@ def hyper(cls: type[T]) -> type[T]:
     return made
 
 
-def parted(key: Array, n: int) -> tuple[Array, ...]:
-    """The n keys of `jax.random.split(key, n)`, each calculated by itself.
-
-    Over vmapped seeds, XLA's CPU code for one array of n keys a seed is several times slower than for n arrays of one.
-    """
-    return tuple(jax.random.fold_in(key, i) for i in range(n))
-
-
 def leading(tree: Any, axes: int) -> tuple[int, ...]:
     """The first `axes` lengths that all leaves of a record share: (T, N) of a rollout."""
     return jax.tree.leaves(tree)[0].shape[:axes]

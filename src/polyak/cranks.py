@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, parted, seed_axes, where
+from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, seed_axes, where
 from polyak.envs.vector import Outcome, Vector
 from polyak.errors import RunError
+from polyak.keys import fold_in, parted
 from polyak.nets import sample_obs
 
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def agent_key(seed: int) -> tuple[Array, Array]:
 
 def iteration_keys(key: Array, iteration: Counter) -> tuple[Array, Array, Array]:
     """(acting, world, update) of one iteration: the key schedule of both cranks."""
-    k_iteration = jax.random.fold_in(jax.random.fold_in(key, iteration.high), iteration.low)
+    k_iteration = fold_in(fold_in(key, iteration.high), iteration.low)
     k_acting, k_world, k_update = parted(k_iteration, 3)
     return k_acting, k_world, k_update
 
@@ -94,8 +95,8 @@ def interact(agent: Agent, vector: Vector, spec: Spec, state: TrainState) -> tup
     def step(carry: Any, t: Array) -> tuple[Any, tuple[Transition, Outcome]]:
         world, obs, started, memory = carry
         memory = _fresh_memory(agent, spec, started, memory)
-        action, memory = agent.act(state.agent, obs, jax.random.fold_in(k_acting, t), memory, explore=True)
-        world, after, out = vector.step(world, action, jax.random.fold_in(k_world, t))
+        action, memory = agent.act(state.agent, obs, fold_in(k_acting, t), memory, explore=True)
+        world, after, out = vector.step(world, action, fold_in(k_world, t))
         record = Transition(obs, action, out.reward, out.next_obs, out.terminated, out.truncated)
         return (world, after, out.terminated | out.truncated, memory), (record, out._replace(next_obs=()))
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from polyak.core import parted
+from polyak import keys
 from polyak.dists import Bernoulli, Categorical, MultiCategorical
 from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
@@ -37,7 +37,7 @@ def epsilon_greedy_choice(key: Array, Q: Array, epsilon: Any, mask: Array | None
     Where all values start equal, the first of the best would be one action for every state. Two random numbers per
     environment: whether it explores, and which of the actions in question it takes.
     """
-    u = _uniforms(key, 2 * Q.shape[0]).reshape(2, -1)
+    u = keys.uniform(key, 2 * Q.shape[0]).reshape(2, -1)
     allowed = jnp.ones(Q.shape, bool) if mask is None else mask > 0
     best = allowed & (jnp.where(allowed, Q, -jnp.inf).max(-1, keepdims=True) <= Q)
     return nth_of(jnp.where((u[0] < epsilon)[:, None], allowed, best), u[1])
@@ -49,15 +49,6 @@ def epsilon_greedy_probabilities(Q: Array, epsilon: Any, mask: Array | None = No
     best = allowed & (jnp.where(allowed, Q, -jnp.inf).max(-1, keepdims=True) <= Q)
     share = [among / among.sum(-1, keepdims=True) for among in (best.astype(Q.dtype), allowed.astype(Q.dtype))]
     return (1 - epsilon) * share[0] + epsilon * share[1]
-
-
-def _uniforms(key: Array, n: int) -> Array:
-    """The numbers of `jax.random.uniform(key, (n,))`; few of them one by one, which is faster over vmapped seeds."""
-    if n > 4:
-        return jax.random.uniform(key, (n,))
-    words = [jax.random.key_data(part) for part in parted(key, n)]
-    bits = jnp.stack([word[0] ^ word[1] for word in words])
-    return jax.lax.bitcast_convert_type((bits >> 9) | jnp.uint32(0x3F800000), jnp.float32) - 1.0
 
 
 def nth_of(among: Array, u: Array) -> Array:

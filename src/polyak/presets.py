@@ -166,7 +166,7 @@ _SAC_MUJOCO = Preset(f"{_ZOO}/sac.yml", 1_000_000, {"learning_starts": 10_000})
 
 _BOOK = "Sutton & Barto (2018)"
 _CLIFF = Preset(f"{_BOOK}, Example 6.6", 20_000, {"lr": 0.5, "gamma": 1.0, "eps_start": 0.1, "eps_end": 0.1})
-_CLIFF_EXPECTED = Preset(f"{_BOOK}, Figure 6.3", 20_000, _CLIFF.fields | {"expected": True})
+_CLIFF_EXPECTED = Preset(f"{_BOOK}, Figure 6.3", 20_000, {**_CLIFF.fields, "expected": True})
 # The goal is at 0.5, so that the tiles end there.
 _HILL = Preset(
     f"{_BOOK}, Example 10.1",

@@ -95,7 +95,8 @@ class DynaQ:
         Q, old = state.Q, state.model
         s, after, a = Q.on(step.obs).place[0], Q.on(step.next_obs).place[0], step.action
         here, there = mask_of(step.obs), mask_of(step.next_obs)
-        mask = old.mask if here is None else old.mask.at[s].set(here > 0).at[after].set(there > 0)
+        plain = here is None or there is None
+        mask = old.mask if plain else old.mask.at[s].set(here > 0).at[after].set(there > 0)
         time = (state.steps.high * (1 << 24) + state.steps.low).astype(jnp.int32)
         new = (old.when[s] == 0).all()
         states = old.states.at[jnp.where(new, old.n_states, len(Q.W))].set(s, mode="drop")

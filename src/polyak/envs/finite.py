@@ -7,13 +7,13 @@ that was learned here can be compared with the exact one, state by state.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from polyak.core import hyper
 from polyak.errors import PolyakError
+from polyak.keys import uniform
 from polyak.mdp.model import Model, from_arrays
 from polyak.mdp.tables import from_gymnasium
 from polyak.spaces import Discrete
@@ -62,12 +62,12 @@ class FiniteWorld:
         """A first state; the state is its number, int32, and so is the observation."""
         if len(self.starts) == 1:
             return self.starts[0], self.starts[0]
-        s = self.starts[_drawn(self.starts_up_to, jax.random.uniform(key))]
+        s = self.starts[_drawn(self.starts_up_to, uniform(key, 1)[0])]
         return s, s
 
     def step(self, s: Array, action: Array, key: Array) -> tuple[Array, Array, Array, Array]:
         K = self.up_to.shape[-1]
-        k = _drawn(self.up_to[s, action], jax.random.uniform(key)) if K > 1 else jnp.int32(0)
+        k = _drawn(self.up_to[s, action], uniform(key, 1)[0]) if K > 1 else jnp.int32(0)
         after, terminated = self.outcome[s, action, k]
         return after, after, self.reward[s, action, k], terminated > 0
 

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polyak.core import hyper, parted, where
+from polyak.core import hyper, where
 from polyak.envs.rounding import separately_rounded
 from polyak.errors import PolyakError
+from polyak.keys import parted
 from polyak.spaces import Box, Dict, Space, Tuple, agent_action_space, describe
 
 
