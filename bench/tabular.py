@@ -1,6 +1,6 @@
 """Updates per second of tabular learning on the compiled crank, beside the textbook's loop in plain Python.
 
-    python bench/tabular.py [--seeds 1 16 256 1024 4096] [--rounds 5]
+    python bench/tabular.py [--seeds 1 16 256 512 1024 4096] [--rounds 5]
 
 Q-learning and SARSA on FrozenLake8x8-v1, one update a step. Every round runs, one after the other, the textbook's loop
 on Gymnasium's environment and, with every number of seeds, the crank and its two limits: the environment alone under
@@ -47,21 +47,32 @@ Side = Callable[[int], None]  # runs so many updates of every seed, to the end
 # -------------------------------------------------------------------------------------------------- the textbook's loop
 
 
-def textbook_q_learning(env: Any, Q: Any, rng: Any, steps: int) -> None:
-    """Q-learning, Sutton & Barto (2018), §6.5, as most tutorials write it."""
+def best_of(values: Any, rng: Any) -> int:
+    """argmax as the book has it, "breaking ties randomly" (§2.4)."""
+    return int(rng.choice(np.flatnonzero(values == values.max())))
+
+
+def first_of(values: Any, rng: Any) -> int:
+    """argmax as NumPy has it: the first of equal ones."""
+    del rng
+    return int(np.argmax(values))
+
+
+def q_learning(greedy: Any, env: Any, Q: Any, rng: Any, steps: int) -> None:
+    """Q-learning, Sutton & Barto (2018), §6.5."""
     s, _ = env.reset()
     for _ in range(steps):
-        a = env.action_space.sample() if rng.random() < EPSILON else int(np.argmax(Q[s]))
+        a = env.action_space.sample() if rng.random() < EPSILON else greedy(Q[s], rng)
         s_next, r, terminated, truncated, _ = env.step(a)
         Q[s, a] += LR * (r + GAMMA * np.max(Q[s_next]) * (not terminated) - Q[s, a])
         s = env.reset()[0] if terminated or truncated else s_next
 
 
-def textbook_sarsa(env: Any, Q: Any, rng: Any, steps: int) -> None:
+def sarsa(greedy: Any, env: Any, Q: Any, rng: Any, steps: int) -> None:
     """SARSA, §6.4."""
 
     def choose(s: int) -> int:
-        return int(env.action_space.sample()) if rng.random() < EPSILON else int(np.argmax(Q[s]))
+        return int(env.action_space.sample()) if rng.random() < EPSILON else greedy(Q[s], rng)
 
     s, _ = env.reset()
     a = choose(s)
@@ -73,6 +84,14 @@ def textbook_sarsa(env: Any, Q: Any, rng: Any, steps: int) -> None:
         if terminated or truncated:
             s, _ = env.reset()
             a = choose(s)
+
+
+LOOPS: dict[str, Any] = {
+    "textbook Q-learning": partial(q_learning, best_of),
+    "textbook SARSA": partial(sarsa, best_of),
+    "first-argmax Q-learning": partial(q_learning, first_of),
+    "first-argmax SARSA": partial(sarsa, first_of),
+}
 
 
 def textbook(loop: Any) -> Side:
@@ -185,7 +204,7 @@ def sides(numbers: list[int]) -> list[Timed]:
         "environment": environment,
         "bare update": bare,
     }
-    for name, loop in (("textbook Q-learning", textbook_q_learning), ("textbook SARSA", textbook_sarsa)):
+    for name, loop in LOOPS.items():
         found.append(Timed(name, 1, textbook(loop)))
     for name, maker in makers.items():
         for seeds in numbers:
@@ -197,7 +216,7 @@ def sides(numbers: list[int]) -> list[Timed]:
 def measure(numbers: list[int], rounds: int) -> list[dict[str, Any]]:
     """All rows. A round alternates: each textbook loop before each stretch of compiled ones."""
     ready = sides(numbers)
-    loops, rest = ready[:2], ready[2:]
+    loops, rest = ready[: len(LOOPS)], ready[len(LOOPS) :]
     for k in range(rounds):
         for loop in loops:
             loop.measured()
@@ -215,11 +234,14 @@ def verdicts(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name in ("Q-learning", "SARSA"):
         best = max((row for row in rows if row["side"] == name), key=lambda row: row["median"])
-        loop = next(row for row in rows if row["side"] == f"textbook {name}")
+        loop, quick = (
+            next(row for row in rows if row["side"] == f"{kind} {name}") for kind in ("textbook", "first-argmax")
+        )
         there = {r["side"]: r for r in rows if r["seeds"] == best["seeds"]}
         ratio = best["median"] / loop["median"]
         found[name] = {
             "seeds": best["seeds"], "rate": best["median"], "textbook": loop["median"], "ratio": ratio,
+            "ratio_to_first_argmax": best["median"] / quick["median"],
             "ratio_of_bests": best["best"] / loop["best"], "bar": BAR, "met": ratio >= BAR,
             "of_environment": best["median"] / there["environment"]["median"],
             "of_bare_update": best["median"] / there["bare update"]["median"],
@@ -239,7 +261,9 @@ def page(results: dict[str, Any]) -> str:
         "| | seeds | updates/s, median | best | ns per update | times the textbook's loop |",
         "|---|---|---|---|---|---|",
         *[line(row, rows) for row in rows], "",
-        "- *textbook*: the book's loop in Python and NumPy on Gymnasium's environment.",
+        "- *textbook*: the book's loop in Python and NumPy on Gymnasium's environment, with its argmax, which",
+        "  breaks ties at random, as `polyak`'s does. *first-argmax*: the same with NumPy's, the first of equal values:",
+        "  it is quicker, but from zeros it takes the first action everywhere, and learns nothing on this lake.",
         "- *Q-learning*, *SARSA*: `polyak`'s compiled crank, seeds side by side, with its metrics and episodes.",
         "- *environment*: the same compiled world under random actions, nothing learned: steps, not updates.",
         f"- *bare update*: Q-learning's gather and scatter alone, over {DRAWN} transitions per seed drawn beforehand.",
@@ -262,14 +286,15 @@ def sentence(name: str, found: dict[str, Any]) -> str:
     bar = f" (bar {found['bar']}×: {'met' if found['met'] else 'missed'})"
     return (
         f"- {name}: {found['rate'] / 1e6:.1f} million updates a second with {found['seeds']:,} seeds, "
-        f"{found['ratio']:,.0f}× the textbook's loop{bar}; {found['of_environment']:.0%} of the steps of the "
+        f"{found['ratio']:,.0f}× the textbook's loop{bar}, {found['ratio_to_first_argmax']:,.0f}× the one that "
+        f"takes the first of equal values; {found['of_environment']:.0%} of the steps of the "
         f"environment alone, {found['of_bare_update']:.0%} of the bare updates."
     )
 
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bench/tabular.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 16, 256, 1024, 4096], help="numbers of seeds")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 16, 256, 512, 1024, 4096], help="numbers of seeds")
     parser.add_argument("--rounds", type=int, default=5, help="how often each side is measured (default 5)")
     chosen = parser.parse_args(arguments)
     load = round(os.getloadavg()[0], 2)

@@ -95,8 +95,9 @@ class DynaQ:
         Q, old = state.Q, state.model
         s, after, a = Q.on(step.obs).place[0], Q.on(step.next_obs).place[0], step.action
         here, there = mask_of(step.obs), mask_of(step.next_obs)
-        plain = here is None or there is None
-        mask = old.mask if plain else old.mask.at[s].set(here > 0).at[after].set(there > 0)
+        mask = old.mask
+        if here is not None and there is not None:
+            mask = mask.at[s].set(here > 0).at[after].set(there > 0)
         time = (state.steps.high * (1 << 24) + state.steps.low).astype(jnp.int32)
         new = (old.when[s] == 0).all()
         states = old.states.at[jnp.where(new, old.n_states, len(Q.W))].set(s, mode="drop")
