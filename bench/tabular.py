@@ -262,7 +262,7 @@ def page(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
         *[line(row, rows) for row in rows], "",
         "- *textbook*: the book's loop in Python and NumPy on Gymnasium's environment, with its argmax, which",
-        "  breaks ties at random, as `polyak`'s does. *first-argmax*: the same with NumPy's, the first of equal values:",
+        "  breaks ties at random, as ours does. *first-argmax*: the same with NumPy's, the first of equal values:",
         "  it is quicker, but from zeros it takes the first action everywhere, and learns nothing on this lake.",
         "- *Q-learning*, *SARSA*: `polyak`'s compiled crank, seeds side by side, with its metrics and episodes.",
         "- *environment*: the same compiled world under random actions, nothing learned: steps, not updates.",

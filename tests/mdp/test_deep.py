@@ -89,11 +89,11 @@ AGENTS = {
 def solved(name):
     """(model, value of the best policy at the start, of the worst one)."""
     model = WORLDS[name][0]()
-    everywhere = np.broadcast_to(np.arange(model.n_states), model.probability.shape)
-    worst = mdp.from_sparse(
-        everywhere if model.successor is None else model.successor, model.probability, -np.asarray(model.reward),
-        terminated=model.terminated, terminal=model.terminal, start=model.start,
-    )  # fmt: skip
+    successor = model.successor
+    if successor is None:
+        successor = np.broadcast_to(np.arange(model.n_states), model.probability.shape)
+    about = {"terminated": model.terminated, "terminal": model.terminal, "start": model.start}
+    worst = mdp.from_sparse(successor, model.probability, -np.asarray(model.reward), **about)
     return model, mdp.policy_iteration(model, GAMMA).start_value, -mdp.policy_iteration(worst, GAMMA).start_value
 
 

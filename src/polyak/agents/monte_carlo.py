@@ -30,7 +30,7 @@ from jax import Array
 from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_range, require
 from polyak.dists import mask_of
 from polyak.explore import epsilon_greedy_probabilities
-from polyak.mdp.features import Features, Weights
+from polyak.mdp.features import Features, OneHot, Weights
 from polyak.mdp.online import Policy, allowed, chosen, discrete_actions, each, epsilon_at, followed, policy_of
 from polyak.optim import Schedule, now
 
@@ -75,7 +75,7 @@ class MonteCarlo:
         in_range(self, gamma=(0, 1), eps_start=(0, 1), eps_end=(0, 1), eps_steps=(1, 1 << 40), lr=(0, jnp.inf))
         word = not isinstance(self.policy, str) or self.policy == "uniform"
         require(word, f"MonteCarlo: policy is {self.policy!r}, and must be a table of probabilities or 'uniform'")
-        table = self.features is None
+        table = self.features is None or isinstance(self.features, OneHot)
         require(table or self.lr is not None, "MonteCarlo: lr is none, which goes with a table; give a number")
         require(table or not self.first_visit, "MonteCarlo: first visits are of a table; set first_visit=False")
 
