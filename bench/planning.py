@@ -106,7 +106,7 @@ def solve(file: str, method: str, tolerance: str, seconds: str, values: str) -> 
     import polyak.mdp.compiled  # noqa: F401  both are imported by the first call that needs them
     from polyak import mdp
 
-    with np.load(file) as found:
+    with np.load(file, allow_pickle=False) as found:
         model = mdp.from_sparse(
             found["successor"], found["probability"], found["reward"], terminal=found["terminal"]
         )  # fmt: skip
@@ -231,14 +231,14 @@ def measure(sides: list[str], sizes: list[int], seconds: float) -> list[dict[str
             reference = run(line, 600, folder)
             if "failed" in reference:
                 raise SystemExit(f"planning.py: no reference for {states} states: {reference['why']}")
-            exact = np.load(values)
+            exact = np.load(values, allow_pickle=False)
             for side, method in pairs:
                 before = [row for row in rows if (row["side"], row["method"]) == (side, method)]
                 found = hopeless(before, states, seconds)
                 if found is None:
                     found = run(command(side, method, file, TOLERANCE, seconds, values), seconds, folder)
                     if "failed" not in found:
-                        found["error"] = float(np.abs(np.load(values) - exact).max())
+                        found["error"] = float(np.abs(np.load(values, allow_pickle=False) - exact).max())
                 rows.append(found | {"side": side, "method": method, "states": states})
                 print(f"  {states:9,} {NAMES[side]:16} {method:44} {told(rows[-1])}", flush=True)
     return rows

@@ -76,7 +76,7 @@ def peak() -> int:
 
 
 def main(file: str, method: str, gamma: str, epsilon: str, seconds: str, values: str) -> None:
-    with np.load(file) as model:
+    with np.load(file, allow_pickle=False) as model:
         P, R = matrices(model), model["reward"]
     times: list[float] = []
     found: Any = None

@@ -2,8 +2,8 @@
 
 jax's keys are Threefry-2x32 counters (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"),
 which XLA gets as a loop over rounds, and for several numbers as an array with a short last axis. Here every number is a
-straight line of 20 rounds, so that one fused loop over the seeds remains: a tabular update took 234 ns, of which keys
-were 190, and takes 60. `tests/test_keys.py` compares every bit.
+straight line of 20 rounds, so that one fused loop over the seeds remains. Keys were most of a tabular update before
+(`bench/tabular.py` times it). `tests/test_keys.py` compares every bit.
 """
 
 import jax

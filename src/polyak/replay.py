@@ -117,7 +117,7 @@ def draw(ring: Any, key: Array, shape: tuple[int, ...]) -> Array:
     else:
         capacity, n_envs = leading(ring.data, 2)
         most = jnp.where(ring.rows.at_least(capacity), capacity, ring.rows.modulo(capacity)) * n_envs
-    # The same numbers in one row: on CPU, a shape of several axes takes several times as long to draw.
+    # The same numbers in one row: on CPU, a shape of several axes takes longer to draw.
     return jax.random.randint(key, (math.prod(shape),), 0, most).reshape(shape)
 
 

@@ -1,6 +1,8 @@
 """The figure of a learned table beside the exact one: right numbers, one scale, and no harm from a broken file."""
 
+import io
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -114,10 +116,17 @@ BROKEN = {
     "no seeds": lambda a: a.update(learned=np.zeros((0, 6, 4))),
     "not finite": lambda a: a.update(exact=np.full((6, 4), np.nan)),
     "words": lambda a: a.update(exact=np.full((6, 4), "x")),
-    "objects": lambda a: a.update(learned=np.array([{}, []], dtype=object)),
+    "objects": lambda a: a.pop("learned"),  # and put back as OBJECTS
     "a shape of three": lambda a: a.update(shape=np.array([1, 2, 3])),
     "a negative shape": lambda a: a.update(shape=np.array([-2, -3])),
 }
+
+
+def objects() -> bytes:
+    """An array of objects as a hostile file would hold it: the header says so, and nothing may look at what follows."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (2,)})
+    return file.getvalue() + b"cos\nabort\n(tR."
 
 
 @pytest.mark.parametrize("how", BROKEN)
@@ -125,7 +134,10 @@ def test_arrays_that_do_not_belong_together_are_a_note(run_folder, tmp_path, how
     run = run_folder(tmp_path / "run", seeds=1, rows=4)
     changed = arrays()
     BROKEN[how](changed)
-    np.savez(run / "exact.npz", allow_pickle=True, **changed)
+    np.savez(run / "exact.npz", allow_pickle=False, **changed)
+    if how == "objects":
+        with zipfile.ZipFile(run / "exact.npz", "a") as archive:
+            archive.writestr("learned.npy", objects())
     page = check_self_contained(write(run).read_text("utf-8"))
     assert "exact.npz could not be read" in page.words
     assert "Learned and exact" not in page.words

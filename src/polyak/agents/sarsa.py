@@ -27,9 +27,20 @@ from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_r
 from polyak.dists import mask_of
 from polyak.explore import epsilon_greedy_choice, epsilon_greedy_probabilities
 from polyak.mdp.features import Features, Weights
-from polyak.mdp.online import Window, allowed, chosen, discrete_actions, each, epsilon_at, forgotten, pushed, window
+from polyak.mdp.online import (
+    Window,
+    allowed,
+    chosen,
+    discrete_actions,
+    due,
+    each,
+    epsilon_at,
+    forgotten,
+    pushed,
+    window,
+)
 from polyak.optim import Schedule, now
-from polyak.returns import ended, n_step_return
+from polyak.returns import n_step_return
 
 
 class State(NamedTuple):
@@ -88,8 +99,7 @@ class SARSA:
         if not self.expected:  # what follows the step before last is known: the last one's own observation and action
             V_next = V_next.at[-2].set(state.Q(jax.tree.map(lambda x: x[-1], steps.obs))[steps.action[-1]])
         G = n_step_return(self.gamma, self.n_step, steps.reward, V_next, steps.terminated, steps.truncated)  # (1) (2)
-        age = L - jnp.arange(L)  # of each step: the newest is 1 old
-        due = (age <= waiting.held) & ((age == L) | ended(steps)[-1])
+        known = due(waiting)
 
         def one(Q: Weights, row: tuple[Any, Array, Array, Array]) -> tuple[Weights, Array]:
             obs, action, target, is_due = row
@@ -97,8 +107,8 @@ class SARSA:
             delta = jnp.where(is_due, target - Q.of(x)[action], 0.0)
             return Q.moved(x, action, self.lr * delta), delta  # (3)
 
-        Q, delta = lax.scan(one, state.Q, (steps.obs, steps.action, G, due), unroll=L <= 4)
-        n = jnp.where(due.any(), due.sum(), jnp.nan)
+        Q, delta = lax.scan(one, state.Q, (steps.obs, steps.action, G, known), unroll=L <= 4)
+        n = jnp.where(known.any(), known.sum(), jnp.nan)
         return state._replace(Q=Q), {"train/loss": 0.5 * (delta**2).sum() / n, "train/td_error": abs(delta).sum() / n}
 
     def _value_after(self, state: State, last: Transition, key: Array) -> Array:

@@ -24,7 +24,7 @@ from jax import Array, lax
 
 from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_range, require
 from polyak.mdp.features import Features, Weights
-from polyak.mdp.online import Policy, Window, each, followed, forgotten, policy_of, pushed, window
+from polyak.mdp.online import Policy, Window, due, each, followed, forgotten, policy_of, pushed, window
 from polyak.optim import Schedule, now
 from polyak.returns import ended, n_step_return, td_target
 
@@ -95,8 +95,7 @@ class TD:
         steps, L = waiting.steps, waiting.steps.reward.shape[0]
         V_next = jnp.zeros(L).at[-1].set(V(jax.tree.map(lambda x: x[-1], steps.next_obs))[0])
         G = n_step_return(self.gamma, self.n_step, steps.reward, V_next, steps.terminated, steps.truncated)  # (3)
-        age = L - jnp.arange(L)
-        due = (age <= waiting.held) & ((age == L) | ended(steps)[-1])
+        known = due(waiting)
 
         def one(V: Weights, row: tuple[Any, Array, Array]) -> tuple[Weights, Array]:
             obs, target, is_due = row
@@ -104,5 +103,5 @@ class TD:
             delta = jnp.where(is_due, target - V.of(x)[0], 0.0)
             return V.moved(x, jnp.int32(0), self.lr * delta), delta  # (4)
 
-        V, delta = lax.scan(one, V, (steps.obs, G, due), unroll=L <= 4)
-        return V, delta, jnp.where(due.any(), due.sum(), jnp.nan)
+        V, delta = lax.scan(one, V, (steps.obs, G, known), unroll=L <= 4)
+        return V, delta, jnp.where(known.any(), known.sum(), jnp.nan)

@@ -71,7 +71,7 @@ def followed(policy: Array, V: Weights, obs: Any, key: Array) -> Array:
     state = V.on(obs).place[..., 0] if policy.shape[0] > 1 else 0
     pi = policy[state] if policy.shape[0] > 1 else jnp.broadcast_to(policy, (leading(obs, 1)[0], policy.shape[1]))
     mask = mask_of(obs)
-    total = jnp.cumsum(pi if mask is None else jnp.where(mask > 0, pi, 0.0), axis=-1)
+    total = jnp.cumsum(allowed(pi, mask, 0.0), axis=-1)
     u = jax.random.uniform(key, total.shape[:1]) * total[:, -1]
     return (total <= u[:, None]).sum(-1).astype(jnp.int32)
 
@@ -118,6 +118,13 @@ def pushed(old: Window, rollout: Rollout) -> Window:
 
     length = old.steps.reward.shape[1]
     return Window(jax.tree.map(shifted, old.steps, rollout.steps), jnp.minimum(old.held + 1, length))
+
+
+def due(waiting: Window) -> Array:
+    """Which of one environment's waiting steps [L] can be learned from: the oldest of a full window, all at an end."""
+    L = waiting.steps.reward.shape[0]
+    age = L - jnp.arange(L)  # of each step: the newest is 1 old
+    return (age <= waiting.held) & ((age == L) | ended(waiting.steps)[-1])
 
 
 def forgotten(full: Window, rollout: Rollout) -> Window:
