@@ -5,6 +5,7 @@ fields, defaults and the comments behind them are parsed.
 """
 
 import ast
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -67,6 +68,11 @@ def algorithm(name: str) -> Algorithm:
 def is_algorithm(word: str) -> bool:
     """Whether a word names an algorithm, however it is spelled: q-learning, Q_learning, QLearning."""
     return _plain(word) in map(_plain, algorithms())
+
+
+def takers(kind: str) -> list[str]:
+    """Classes of the algorithms whose page says that they take actions of a kind, such as "MultiDiscrete"."""
+    return [a.cls for a in algorithms().values() if re.search(rf"\b{kind}\b", a.takes.partition("actions ")[2])]
 
 
 def _plain(name: str) -> str:

@@ -2,17 +2,17 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from polyak import compat
+from polyak import catalogue, compat
 from polyak.errors import PolyakError
 from polyak.names import unknown_field
-from polyak.spaces import Space
+from polyak.spaces import Space, describe
 
 Rhythm = Annotated[float, "static"]
 """A number that decides how often something runs: part of the program's structure, whatever its type."""
@@ -129,6 +129,14 @@ def require(condition: bool, sentence: str) -> None:
     """Refuse with one sentence unless the condition holds. Traced values can't be checked, and are not asked."""
     if not condition:
         raise PolyakError(sentence)
+
+
+def refuse_actions(name: str, action: Space) -> NoReturn:
+    """Say that an agent can't take this space of actions, what it takes, and which agents take such a space."""
+    takes = catalogue.algorithm(name).takes.partition("actions ")[2].rstrip(".")
+    others = catalogue.takers(type(action).__name__)
+    who = f"{', '.join(others)} can take such a space" if others else "no agent takes such a space: flatten it"
+    raise PolyakError(f"{name} can't take actions {describe(action)}: it takes {takes}; {who}")
 
 
 def in_range(agent: Any, **bounds: tuple[float, float]) -> None:

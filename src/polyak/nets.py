@@ -19,7 +19,6 @@ import numpy as np
 from jax import Array
 
 from polyak.core import hyper, require
-from polyak.dists import mask_of, parameters, policy
 from polyak.errors import PolyakError, nearest
 from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, describe, leaves
 
@@ -413,60 +412,14 @@ def feature_width(net: Any, space: Space) -> int:
     return int(out.shape[-1])
 
 
-@hyper
-class Policy:
-    """Observations ↦ a distribution over actions: torso, linear head, and for a Box a log σ that no state changes."""
-
-    torso: Any
-    head: Dense
-    log_std: Any  # [n] for a Box, else None
-    space: Space
-
-    @staticmethod
-    def init(key: Array, torso: Any, obs: Space, action: Space, log_std: Any = 0.0) -> "Policy":
-        """A head of gain 0.01 on the torso: at first, all actions are almost equally likely."""
-        n = parameters(action)
-        head = Dense.init(key, feature_width(torso, obs), n, "orthogonal", 0.01)
-        return Policy(torso, head, jnp.full(n, log_std) if isinstance(action, Box) else None, action)
-
-    def __call__(self, obs: Any) -> Any:
-        return self.given(self.torso(obs), obs)
-
-    def given(self, features: Array, obs: Any) -> Any:
-        """The distribution from the torso's features; the observation is asked only for its action mask."""
-        return policy(self.space, self.head(features), self.log_std, mask_of(obs))
-
-
-@hyper
-class Value:
-    """Observations ↦ one number each [...], or n numbers [..., n] where `n` outputs were asked for."""
-
-    torso: Any
-    head: Dense
-    scalar: bool
-
-    @staticmethod
-    def init(key: Array, torso: Any, obs: Space, n: int | None = None, init: str = "orthogonal") -> "Value":
-        return Value(torso, Dense.init(key, feature_width(torso, obs), n or 1, init), n is None)
-
-    def __call__(self, obs: Any) -> Array:
-        return self.given(self.torso(obs))
-
-    def given(self, features: Array) -> Array:
-        out = self.head(features)
-        return out[..., 0] if self.scalar else out
-
-
 __all__ = [
     "CNN",
     "MLP",
     "Conv",
     "Custom",
     "Dense",
-    "Policy",
     "Stack",
     "Torso",
-    "Value",
     "build",
     "build_critic",
     "feature_width",

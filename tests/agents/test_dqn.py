@@ -46,6 +46,7 @@ def gradient(agent, state, batch):
 
 def linear(state, W, W_target):
     """The state with Q(s, a) = s·W_a and Q′(s, a) = s·W′_a."""
+
     def values(Q, W):
         return dataclasses.replace(Q, head=dataclasses.replace(Q.head, W=jnp.float32(W), b=jnp.zeros(W.shape[-1])))
 

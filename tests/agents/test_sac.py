@@ -238,7 +238,7 @@ def test_the_temperature_of_a_gaussian_bandit_is_found():
     state = state._replace(critics=critics, targets=critics, opts=opts)
     a = jnp.linspace(-1, 1, 64)[:, None]
     end = jnp.ones(64, bool)
-    batch = Transition(jnp.zeros((64, 1)), a, -a[:, 0] ** 2, jnp.zeros((64, 1)), end, ~end)
+    batch = Transition(jnp.zeros((64, 1)), a, -(a[:, 0] ** 2), jnp.zeros((64, 1)), end, ~end)
 
     def step(state, key):
         state, _ = agent.learn(state, batch, key)

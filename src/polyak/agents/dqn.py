@@ -23,21 +23,33 @@ import optax
 from jax import Array, lax
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, leading, require
+from polyak.core import (
+    Counter,
+    Metrics,
+    Rhythm,
+    Rollout,
+    Spec,
+    Transition,
+    hyper,
+    in_range,
+    leading,
+    refuse_actions,
+    require,
+)
 from polyak.dists import mask_of
-from polyak.errors import PolyakError
 from polyak.explore import epsilon_greedy_choice
+from polyak.heads import Value
 from polyak.optim import Linear, Schedule, adam, descend, now, polyak
 from polyak.replay import check_rhythm, replay_update, ring
 from polyak.returns import td_target
-from polyak.spaces import Discrete, describe
+from polyak.spaces import Discrete
 
 _NETWORK = nets.MLP((64, 64), "relu", "uniform")
 
 
 class State(NamedTuple):
-    Q: nets.Value  # θ: observation ↦ one value per action
-    Q_target: nets.Value  # θ′
+    Q: Value  # θ: observation ↦ one value per action
+    Q_target: Value  # θ′
     opt: Any  # Adam's moments
     replay: Any  # transitions, for the whole run
     steps: Counter  # environment steps so far
@@ -79,13 +91,12 @@ class DQN:
         require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
 
     def init(self, key: Array, spec: Spec) -> State:
-        others = "PPO takes MultiDiscrete, MultiBinary and Box, SAC bounded Box"
         if not isinstance(spec.action, Discrete):
-            raise PolyakError(f"DQN can't take actions {describe(spec.action)}: it takes Discrete; {others}")
+            refuse_actions("DQN", spec.action)
         check_rhythm("DQN", self, spec.n_envs)
         k_torso, k_head = jax.random.split(key)
         torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)
-        Q = nets.Value.init(k_head, torso, spec.obs, spec.action.n, "uniform")
+        Q = Value.init(k_head, torso, spec.obs, spec.action.n, "uniform")
         replay = ring(spec, self.buffer_size, self.rollout_length)
         return State(Q, Q, self._rule().init(Q), replay, Counter.of(0))
 
@@ -113,7 +124,7 @@ class DQN:
         V_next = jnp.take_along_axis(Q_next, jnp.argmax(best, axis=-1)[:, None], axis=-1)[:, 0]
         y = td_target(self.gamma, batch.reward, batch.terminated, V_next)  # (1) (2)
 
-        def loss(Q: nets.Value) -> tuple[Array, Array]:
+        def loss(Q: Value) -> tuple[Array, Array]:
             Q_sa = jnp.take_along_axis(Q(batch.obs), batch.action[:, None], axis=-1)[:, 0]
             delta = Q_sa - y
             error = optax.losses.huber_loss(delta) if self.loss == "huber" else 0.5 * delta**2

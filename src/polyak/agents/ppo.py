@@ -24,17 +24,18 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rollout, Spec, flat, hyper, in_range, leading, require
+from polyak.core import Counter, Metrics, Rollout, Spec, flat, hyper, in_range, leading, refuse_actions, require
+from polyak.heads import Policy, Value
 from polyak.optim import Schedule, adam, descend, now
 from polyak.returns import explained_variance, gae, standardised
-from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete, describe
+from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 _NETWORK = nets.MLP((64, 64), "tanh", "orthogonal")
 
 
 class Params(NamedTuple):
-    actor: nets.Policy  # observation ↦ distribution over actions
-    critic: nets.Value  # observation ↦ V
+    actor: Policy  # observation ↦ distribution over actions
+    critic: Value  # observation ↦ V
 
 
 class State(NamedTuple):
@@ -85,17 +86,16 @@ class PPO:
         in_range(self, adam_eps=(1e-20, 1))  # 0 would make a parameter without gradients NaN
 
     def init(self, key: Array, spec: Spec) -> State:
-        known = "it takes Discrete, MultiDiscrete, MultiBinary and Box"
-        takes = isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box)
-        require(takes, f"PPO can't take actions {describe(spec.action)}: {known}")
+        if not isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box):
+            refuse_actions("PPO", spec.action)
         total = self.rollout_length * spec.n_envs
         product = f"rollout_length {self.rollout_length} × n_envs {spec.n_envs} = {total}"
         require(total % self.batch_size == 0, f"PPO: batch_size {self.batch_size} must divide {product}")
         k_actor, k_critic, k_head, k_value = jax.random.split(key, 4)
         torso = nets.build(self.network, _NETWORK, k_actor, spec.obs)
-        actor = nets.Policy.init(k_head, torso, spec.obs, spec.action, self.log_std_init)
+        actor = Policy.init(k_head, torso, spec.obs, spec.action, self.log_std_init)
         own = torso if self.shared else nets.build(self.network, _NETWORK, k_critic, spec.obs)
-        critic = nets.Value.init(k_value, own, spec.obs)
+        critic = Value.init(k_value, own, spec.obs)
         params = Params(actor, replace(critic, torso=None) if self.shared else critic)
         return State(params, self._rule().init(params), Counter.of(0))
 

@@ -19,46 +19,23 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, require
-from polyak.dists import TanhNormal, normal
+from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions, require
+from polyak.dists import parameters
 from polyak.explore import uniform
+from polyak.heads import Squashed
 from polyak.optim import Schedule, adam, descend, now, polyak
 from polyak.replay import check_rhythm, replay_update, ring
 from polyak.returns import td_target
-from polyak.spaces import Box, Space, describe
+from polyak.spaces import Box
 
 _NETWORK = nets.MLP((256, 256), "relu", "uniform")
-_LOG_STD = (-20.0, 2.0)  # bounds of log σ, as in the authors' code
-
-
-@hyper
-class Actor:
-    """Observation ↦ a squashed Gaussian."""
-
-    torso: Any
-    mean: nets.Dense
-    log_std: Any  # a Dense layer on the features; with sde [features, actions], the log deviations of W's elements
-    space: Space
-
-    def __call__(self, obs: Any) -> TanhNormal:
-        return self.given(self.torso(obs))
-
-    def given(self, f: Array) -> TanhNormal:
-        if isinstance(self.log_std, nets.Dense):
-            return TanhNormal(self.mean(f), jnp.clip(self.log_std(f), *_LOG_STD))
-        variance = lax.stop_gradient(f) ** 2 @ jnp.exp(2 * self.log_std)  # of Wᵀ f
-        return TanhNormal(jnp.clip(self.mean(f), -2.0, 2.0), 0.5 * jnp.log(variance + 1e-6))
-
-    def noise(self, key: Array, n: int) -> Array:
-        """n matrices W [n, features, actions], one per environment."""
-        return normal(key, (n, *self.log_std.shape)) * jnp.exp(self.log_std)[None]
 
 
 class State(NamedTuple):
-    actor: Actor  # φ
+    actor: Squashed  # φ
     critics: tuple[Any, Any]  # θ_1, θ_2: (observation, action) ↦ value
     targets: tuple[Any, Any]  # θ′_1, θ′_2
     log_alpha: Array  # log of the temperature α
@@ -75,6 +52,7 @@ class SAC:
     ent_coef: float | Schedule | str = "auto"  # temperature α; "auto" learns it by (4)
     ent_coef_init: float = 1.0  # α at the start where it is learned
     target_entropy: float | None = None  # H̄ in nats; none: minus the number of action dimensions
+    reward_scale: float | Schedule = 1.0  # rewards are multiplied by this before anything is learned from them
     # exploration
     sde: bool = False  # state-dependent exploration: smooth noise, drawn once per rollout
     log_std_init: float = -3.0  # with sde: log deviation of W's elements at the start
@@ -100,16 +78,13 @@ class SAC:
         require(known, f"SAC: ent_coef is {self.ent_coef!r}, and must be a number or 'auto'")
 
     def init(self, key: Array, spec: Spec) -> State:
-        others = "PPO takes every Box, Discrete, MultiDiscrete and MultiBinary, DQN Discrete"
-        takes = isinstance(spec.action, Box) and spec.action.bounded  # tanh reaches no further than ±1
-        require(takes, f"SAC can't take actions {describe(spec.action)}: it takes Box with finite bounds; {others}")
+        if not (isinstance(spec.action, Box) and spec.action.bounded):  # tanh reaches no further than ±1
+            refuse_actions("SAC", spec.action)
         check_rhythm("SAC", self, spec.n_envs)
-        k_torso, k_mean, k_std, k_1, k_2, k_noise = jax.random.split(key, 6)
-        n = nets.parameters(spec.action)
+        k_torso, k_heads, k_1, k_2, k_noise = jax.random.split(key, 5)
+        n = parameters(spec.action)
         torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)
-        width = nets.feature_width(torso, spec.obs)
-        log_std = jnp.full((width, n), self.log_std_init) if self.sde else nets.Dense.init(k_std, width, n, "uniform")
-        actor = Actor(torso, nets.Dense.init(k_mean, width, n, "uniform"), log_std, spec.action)
+        actor = Squashed.init(k_heads, torso, spec.obs, spec.action, self.log_std_init if self.sde else None)
         critics = tuple(nets.build_critic(self.network, _NETWORK, k, spec.obs, n) for k in (k_1, k_2))
         log_alpha = jnp.log(jnp.float32(self.ent_coef_init))
         opts = tuple(self._rule().init(p) for p in (actor, critics, log_alpha))
@@ -144,12 +119,12 @@ class SAC:
         alpha = jnp.exp(state.log_alpha) if self.ent_coef == "auto" else jnp.asarray(self.ent_coef)
         a_next, log_pi_next = state.actor(batch.next_obs).sample_and_log_prob(k_next)
         V_next = _smaller(state.targets, batch.next_obs, a_next) - alpha * log_pi_next
-        y = td_target(self.gamma, batch.reward, batch.terminated, V_next)  # (1)
+        y = td_target(self.gamma, self.reward_scale * batch.reward, batch.terminated, V_next)  # (1)
 
         def critic_loss(critics: Any) -> Array:
             return sum((0.5 * ((Q(batch.obs, batch.action) - y) ** 2).mean() for Q in critics), start=jnp.float32(0))
 
-        def actor_loss(actor: Actor) -> tuple[Array, Array]:
+        def actor_loss(actor: Squashed) -> tuple[Array, Array]:
             a, log_pi = actor(batch.obs).sample_and_log_prob(k_pi)
             return (alpha * log_pi - _smaller(critics, batch.obs, a)).mean(), log_pi.mean()
 
@@ -169,7 +144,7 @@ class SAC:
         return learned, metrics | {"train/ent_coef_loss": state.log_alpha * surplus}
 
     def _target_entropy(self, state: State) -> Any:
-        return -float(nets.parameters(state.actor.space)) if self.target_entropy is None else self.target_entropy
+        return -float(parameters(state.actor.space)) if self.target_entropy is None else self.target_entropy
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm)

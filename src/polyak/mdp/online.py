@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from polyak.core import Counter, Metrics, Rollout, Spec, Transition, leading, require
+from polyak.core import Counter, Metrics, Rollout, Spec, Transition, leading, refuse_actions, require
 from polyak.dists import mask_of
 from polyak.errors import PolyakError
 from polyak.explore import epsilon_greedy_choice
@@ -16,7 +16,7 @@ from polyak.mdp.features import Weights
 from polyak.nets import sample_obs
 from polyak.optim import Linear
 from polyak.returns import ended
-from polyak.spaces import Discrete, describe
+from polyak.spaces import Discrete
 
 Policy = Any
 """Probabilities of actions, a table [observations, actions], or what a method's field says besides."""
@@ -26,9 +26,8 @@ Learn = Callable[[Any, Any, Array], tuple[Any, Metrics]]
 
 def discrete_actions(name: str, spec: Spec) -> int:
     """How many actions there are; spaces other than Discrete are refused."""
-    others = "PPO takes every Box, Discrete, MultiDiscrete and MultiBinary, SAC bounded Box"
     if not isinstance(spec.action, Discrete):
-        raise PolyakError(f"{name} can't take actions {describe(spec.action)}: it takes Discrete; {others}")
+        refuse_actions(name, spec.action)
     return spec.action.n
 
 
