@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.polyak-setup
-EXTRAS := mujoco,atari,video,dev
+EXTRAS := mujoco,robotics,atari,video,dev
 PYTEST := $(BIN)/python -m pytest
 WORKERS ?= auto
 

@@ -117,7 +117,7 @@ REFUSED = {
     "unknown preset": (["ppo", "CartPole-v1", "--preset", "cleanr"], "cleanr", "cleanrl"),
     "unknown argument": (["ppo", "CartPole-v1", "--env-kwargs", "gravty:3"], "gravty", "CartPole-v1"),
     "DQN on a Box": (["dqn", "Pendulum-v1", "--steps", "4096"], "DQN can't take actions Box(1,)", "SAC"),
-    "SAC on Discrete": (["sac", "CartPole-v1", "--steps", "4096"], "SAC can't take actions Discrete(2)", "DQN"),
+    "TD3 on Discrete": (["td3", "CartPole-v1", "--steps", "4096"], "TD3 can't take actions Discrete(2)", "DQN"),
     "too few steps": (["ppo", "CartPole-v1", "--no-preset", "--steps", "2047"], "less than one iteration", "2048"),
     "no steps": (["ppo", "Acrobot-v1", "--no-preset"], "steps is missing", "steps=100_000"),
     "steps 0": (["ppo", "CartPole-v1", "--steps", "0"], "steps is 0", "at least 1"),

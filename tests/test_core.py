@@ -232,6 +232,8 @@ REFUSED = {
     "a peer's steps": (lambda: PPO(n_steps=3), "PPO has no n_steps; here it is rollout_length"),
     "a run's argument": (lambda: DQN(total_timesteps=9), "an argument of train"),
     "out of range": (lambda: PPO(gamma=1.5), "gamma is 1.5"),
+    "a schedule that leaves its range": (lambda: PPO(lr=Linear(1e-3, -1e-3)), "lr is a Linear that reaches -0.001"),
+    "a schedule that starts beyond it": (lambda: SAC(tau=Linear(2.0, 0.1)), "tau is a Linear that reaches 2.0"),
     "below range": (lambda: SAC(tau=-0.1), "tau is -0.1"),
     "an unknown choice": (lambda: DQN(loss="l1"), "'huber' or 'squared'"),
 }
@@ -245,11 +247,13 @@ def test_what_is_wrong_is_refused_with_a_sentence(case: str) -> None:
     assert sentence in str(error.value)
 
 
-def test_ranges_ask_plain_numbers_only() -> None:
-    in_range(Knobs(rate=jnp.array([5.0, -5.0]), schedule=Linear(9.0)), rate=(0, 1), schedule=(0, 1))  # pyright: ignore
+def test_ranges_ask_numbers_and_ends_of_schedules() -> None:
+    in_range(Knobs(rate=jnp.array([5.0, -5.0]), schedule=Linear(1.0)), rate=(0, 1), schedule=(0, 1))  # pyright: ignore
     in_range(Knobs(), rate=(0.5, 0.5))
     with pytest.raises(PolyakError, match="must lie in"):
         in_range(Knobs(), rate=(0.6, 1))
+    with pytest.raises(PolyakError, match=r"schedule is a Linear that reaches 9\.0"):
+        in_range(Knobs(schedule=Linear(9.0)), schedule=(0, 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- trees

@@ -7,7 +7,22 @@ import jax
 import numpy as np
 import pytest
 
-from polyak import DQN, PPO, SAC, Linear, Normalised, QLearning, cranks
+from polyak import (
+    DDPG,
+    DQN,
+    PPO,
+    REINFORCE,
+    SAC,
+    TD3,
+    TQC,
+    TRPO,
+    ActorCritic,
+    CrossQ,
+    Linear,
+    Normalised,
+    QLearning,
+    cranks,
+)
 from polyak.core import Spec
 from polyak.envs.classic import WORLDS
 from polyak.envs.vector import Vector
@@ -23,12 +38,22 @@ SMALL = (16,)
 
 AGENTS = {
     "ppo": PPO(rollout_length=16, batch_size=16, epochs=2, network=SMALL, lr=Linear(1e-3), target_kl=0.01),
+    "trpo": TRPO(rollout_length=16, batch_size=16, critic_epochs=2, network=SMALL),
+    "trpo-normalised": Normalised(TRPO(rollout_length=16, batch_size=32, critic_epochs=2, network=SMALL)),
     "ppo-normalised": Normalised(PPO(rollout_length=16, batch_size=32, epochs=2, network=SMALL)),
+    "reinforce": REINFORCE(rollout_length=16, network=SMALL, horizon=10, baseline="value", ent_coef=0.01),
+    "actor-critic": ActorCritic(rollout_length=8, network=SMALL),
     "dqn": DQN(
         rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, target_update_interval=24, double=True
     ),
     "sac": SAC(learning_starts=20, batch_size=8, network=SMALL),
     "sac-sde": SAC(learning_starts=20, batch_size=8, network=SMALL, sde=True, rollout_length=8),
+    "ddpg": DDPG(learning_starts=20, batch_size=8, network=SMALL, noise="ou"),
+    "td3": TD3(learning_starts=20, batch_size=8, network=SMALL, rollout_length=3, policy_delay=2),
+    "tqc": TQC(learning_starts=20, batch_size=8, network=SMALL, n_quantiles=5, n_critics=3),
+    "crossq": CrossQ(
+        learning_starts=20, batch_size=8, network=SMALL, critic_network=SMALL, rollout_length=2, renorm_warmup=15
+    ),
 }
 CASES = [
     ("ppo", "CartPole-v1", 4),
@@ -36,10 +61,18 @@ CASES = [
     ("ppo", "GridWorld-v0", 2),
     ("ppo-normalised", "Pendulum-v1", 4),
     ("ppo-normalised", "MountainCar-v0", 2),
+    ("trpo", "CartPole-v1", 4),
+    ("trpo-normalised", "Pendulum-v1", 2),
+    ("reinforce", "CartPole-v1", 2),
+    ("actor-critic", "Pendulum-v1", 2),
     ("dqn", "CartPole-v1", 2),
     ("sac", "Pendulum-v1", 1),
     ("sac-sde", "Pendulum-v1", 1),
     ("sac-sde", "MountainCarContinuous-v0", 2),
+    ("ddpg", "MountainCarContinuous-v0", 2),
+    ("td3", "Pendulum-v1", 1),
+    ("tqc", "Pendulum-v1", 1),
+    ("crossq", "Pendulum-v1", 1),
 ]
 
 

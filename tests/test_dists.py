@@ -322,6 +322,94 @@ def test_the_reparameterised_gradient() -> None:
     assert_allclose(d_log[0, 0], (1 - a**2) * (math.atanh(a) - 0.4), rtol=1e-3)
 
 
+# -------------------------------------------------------------------------------------------------------- divergences
+
+
+def divergence(p: Any, q: Any) -> float:
+    """Σ p (log p − log q) of two tables of probabilities, in float64; 0 log 0 = 0."""
+    seen = p > 0
+    return float((p[seen] * np.log(p[seen] / q[seen])).sum())
+
+
+def sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-float64(x)))
+
+
+def test_divergences_of_discrete_distributions_against_enumeration() -> None:
+    rng, B, nvec = np.random.default_rng(0), 7, (2, 3)
+    x, y = (rng.normal(size=(B, 5), scale=2.0) for _ in range(2))
+    a, b = jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32)
+    want = [divergence(p, q) for p, q in zip(softmax(x), softmax(y), strict=True)]
+    assert_allclose(Categorical(a).kl(Categorical(b)), want, rtol=1e-5, atol=1e-6)
+    joint = lambda z: np.einsum("bi,bj->bij", softmax(z[:, :2]), softmax(z[:, 2:]))  # noqa: E731
+    want = [divergence(p, q) for p, q in zip(joint(x), joint(y), strict=True)]
+    assert_allclose(MultiCategorical(a, nvec).kl(MultiCategorical(b, nvec)), want, rtol=1e-5, atol=1e-6)
+    bits = np.array(list(itertools.product((0, 1), repeat=5)))
+    table = lambda z: np.where(bits, sigmoid(z), sigmoid(-z)).prod(-1)  # noqa: E731
+    want = [divergence(table(p), table(q)) for p, q in zip(x, y, strict=True)]
+    assert_allclose(Bernoulli(a).kl(Bernoulli(b)), want, rtol=1e-5, atol=1e-6)
+    for pi, other in ((Categorical(a), Categorical(b)), (Bernoulli(a), Bernoulli(b))):
+        assert_array_equal(pi.kl(pi), 0)
+        assert np.abs(pi.kl(other) - other.kl(pi)).max() > 0.1  # the order matters
+
+
+@pytest.mark.parametrize(
+    ("p", "q"),
+    [((0.5, 0.2), (-1.0, 0.7)), ((0.0, -1.0), (0.3, -2.0)), ((2.0, 1.0), (2.0, -0.5)), ((1.0, 0.3), (1.001, 0.3))],
+)
+def test_divergences_of_gaussians_against_quadrature(p: Any, q: Any) -> None:
+    """P9: asymmetric, and summed over the dimensions; that of squashed ones is the same."""
+    (m, s), (n, r) = p, q
+    grid = np.linspace(m - 12 * math.exp(s), m + 12 * math.exp(s), 400_001)
+    log_p, log_q = stats.norm(m, math.exp(s)).logpdf(grid), stats.norm(n, math.exp(r)).logpdf(grid)
+    want = np.trapezoid(np.exp(log_p) * (log_p - log_q), grid)
+    for kind in (Normal, TanhNormal):
+        both = kind(jnp.array([[m, n]]), jnp.array([[s, r]])).kl(kind(jnp.array([[n, n]]), jnp.array([[r, r]])))
+        assert both.shape == (1,)
+        assert_allclose(both, want, rtol=1e-4, atol=1e-9)
+        pair = kind(jnp.array([[m, m]]), jnp.array([[s, s]])).kl(kind(jnp.array([[n, n]]), jnp.array([[r, r]])))
+        assert_allclose(pair, 2 * want, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", [Categorical, lambda x: MultiCategorical(x, (2, 3)), Bernoulli, Normal, TanhNormal])
+def test_the_divergence_is_the_mean_of_the_log_ratio_of_samples(kind: Any) -> None:
+    """Monte Carlo: E_p[log p − log q], with samples of p."""
+    at = (jnp.array([0.3, -0.7, 0.5, 0.1, -0.2]), jnp.array([-0.2, 0.1, -0.3, 0.4, 0.0]))
+    p, q = (kind(x, 0.5 * x) if kind in (Normal, TanhNormal) else kind(x) for x in (at[0][None], at[1][None]))
+    many = jax.tree.map(lambda x: jnp.broadcast_to(x, (N, *x.shape[1:])), p)
+    others = jax.tree.map(lambda x: jnp.broadcast_to(x, (N, *x.shape[1:])), q)
+    a = many.sample(jax.random.key(21))
+    ratio = float64(many.log_prob(a)) - float64(others.log_prob(a))
+    assert abs(ratio.mean() - float(p.kl(q)[0])) < 5 * ratio.std() / math.sqrt(N)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_masked_adds_no_divergence_and_no_gradient(name: str) -> None:
+    space, mask = MASKED[name]
+    row = jnp.asarray(mask)[None]
+    x, y = jnp.array([0.3, 9.0, -1.0, 2.0]), jnp.array([-0.5, -7.0, 0.4, 1.0])
+    f = lambda x, y: policy(space, x[None], mask=row).kl(policy(space, y[None], mask=row))[0]  # noqa: E731
+    pi = [policy(space, z[None], mask=row) for z in (x, y)]
+    legal = [a for a in every_action(space) if allowed(space, a, mask)]
+    p, q = (np.array([np.exp(float64(d.log_prob(jnp.asarray(a)[None])[0])) for a in legal]) for d in pi)
+    assert_allclose(f(x, y), divergence(p, q), rtol=1e-4)
+    gradients = jax.grad(f, argnums=(0, 1))(x, y)
+    curvature = jax.hessian(f, argnums=1)(x, y)
+    for g in (*map(np.asarray, gradients), np.asarray(curvature)):
+        assert np.isfinite(g).all() and (g[mask == 0] == 0).all()
+    assert (np.asarray(curvature)[:, mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("size", [50.0, 1e4, 1e9])
+def test_divergences_are_finite_at_extreme_logits(size: float) -> None:
+    x, y = jnp.array([[size, 0.0, -size, 1.0]]), jnp.array([[0.0, 1.0, 2.0, 3.0]])
+    for kind in (Categorical, lambda z: MultiCategorical(z, (2, 2)), Bernoulli):
+        for p, q in ((x, y), (y, x), (x, x)):
+            value, gradients = jax.value_and_grad(lambda p, q, k=kind: k(p).kl(k(q))[0], argnums=(0, 1))(p, q)
+            assert np.isfinite(value) and value >= 0
+            assert all(np.isfinite(g).all() for g in gradients)
+
+
 # ---------------------------------------------------------------------------------------------------- which for which
 
 

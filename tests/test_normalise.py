@@ -1,7 +1,7 @@
 """Running statistics against NumPy in float64 (CT9), and what an agent inside `Normalised` is shown and when."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from polyak import DQN, PPO, SAC, Normalised
+from polyak import DQN, PPO, SAC, Normalised, QLearning
 from polyak.core import Counter, Rollout, Spec, Transition
 from polyak.errors import PolyakError
 from polyak.normalise import Moments
+from polyak.replay import batch, replay_update, ring
 from polyak.spaces import Box, Dict, Discrete
 
 # ---------------------------------------------------------------------------------------------------------- statistics
@@ -228,10 +229,93 @@ def test_the_first_ratio_of_ppo_is_one() -> None:
         assert float(metrics["train/clip_fraction"]) == 0.0
 
 
+class Replaying(NamedTuple):
+    """State of an agent that keeps the last batch that it was shown."""
+
+    shown: Transition
+    replay: Any
+    steps: Counter
+
+
+@dataclass(frozen=True)
+class Replayer:
+    """An agent with a replay, whose action is the position that it saw."""
+
+    rollout_length: int = T
+    updates_per_step: float = 1 / (T * N)
+    batch_size: int = 512
+    learning_starts: int = 0
+
+    on_policy: ClassVar[bool] = False
+
+    def init(self, key: Any, spec: Spec) -> Replaying:
+        replay = ring(spec, 10_000, T)
+        return Replaying(batch(replay, jnp.zeros(self.batch_size, jnp.int32)), replay, Counter.of(0))
+
+    def memory(self, spec: Spec) -> tuple[()]:
+        return ()
+
+    def act(self, state: Replaying, obs: Any, key: Any, memory: Any, *, explore: bool) -> tuple[Any, Any]:
+        return obs["position"], memory
+
+    def update(self, state: Replaying, rollout: Rollout, key: Any) -> tuple[Replaying, dict[str, Any]]:
+        return replay_update(self, state, rollout, key)
+
+    def learn(self, state: Replaying, batch: Transition, key: Any) -> tuple[Replaying, dict[str, Any]]:
+        return state._replace(shown=batch), {"train/loss": jnp.float32(0)}
+
+
+@pytest.mark.parametrize("scales_rewards", [True, False])
+def test_a_replay_keeps_what_came_and_shows_it_by_the_newest_statistics(scales_rewards: bool) -> None:
+    agent = Normalised(Replayer(), gamma=0.9, reward=scales_rewards, clip_obs=2.0)
+    spec = Spec(SPACE, Box(-np.inf, np.inf, (3,)), N, 10**6)
+    state = jax.jit(lambda key: agent.init(key, spec))(jax.random.key(0))
+    update = jax.jit(agent.update)
+    rollouts = []
+    for i in range(3):
+        r = rollout(i)
+        rollouts.append(r)
+        action = jnp.arange(i * T * N, (i + 1) * T * N, dtype=jnp.float32).reshape(T, N, 1) * jnp.ones((1, 1, 3))
+        kinds = [x.dtype for x in jax.tree.leaves(state)]
+        state, _ = update(state, Rollout(r.steps._replace(action=action), ()), jax.random.key(i))
+        assert kinds == [x.dtype for x in jax.tree.leaves(state)]
+    x, shown = positions(rollouts), jax.device_get(state.agent.shown)
+    drawn = shown.action[:, 0].astype(int)  # the number of each transition
+    assert len(set(drawn)) > 30
+    for name in ("obs", "next_obs"):
+        raw = np.concatenate([np.asarray(getattr(r.steps, name)["position"]).reshape(-1, 3) for r in rollouts])
+        want = np.clip((raw.astype(np.float64) - x.mean(0)) / np.sqrt(x.var(0) + EPSILON), -2, 2)
+        assert_allclose(getattr(shown, name)["position"], want[drawn], rtol=2e-4, atol=2e-4)
+        assert_array_equal(getattr(state.agent.replay.data, name)["position"].reshape(-1, 3)[: len(raw)], raw)
+    reward = np.concatenate([np.asarray(r.steps.reward).ravel() for r in rollouts])
+    assert_array_equal(state.agent.replay.data.reward.ravel()[: len(reward)], reward)
+    scale = np.sqrt(float(state.returns.var) + EPSILON) if scales_rewards else 1.0
+    assert_allclose(
+        shown.reward, np.clip(reward / scale, -10, 10)[drawn] if scales_rewards else reward[drawn], rtol=1e-5
+    )
+    acted = agent.act(state, rollouts[0].steps.obs, jax.random.key(0), (), explore=False)[0]
+    first = np.asarray(rollouts[0].steps.obs["position"], np.float64)
+    assert_allclose(acted, np.clip((first - x.mean(0)) / np.sqrt(x.var(0) + EPSILON), -2, 2), rtol=2e-4, atol=2e-4)
+
+
 @pytest.mark.parametrize("agent", [DQN(), SAC()], ids=lambda a: type(a).__name__)
-def test_agents_that_replay_are_refused(agent: Any) -> None:
-    with pytest.raises(PolyakError, match=f"Normalised takes on-policy agents, and {type(agent).__name__} replays"):
-        Normalised(agent)
+def test_agents_with_a_replay_are_taken(agent: Any) -> None:
+    action = Discrete(2) if isinstance(agent, DQN) else Box(-1, 1, (2,))
+    small = replace(agent, network=(8,), batch_size=4, learning_starts=0, rollout_length=4, buffer_size=100)
+    wrapped = Normalised(small)
+    spec = Spec(Box(-np.inf, np.inf, (3,)), action, 1, 100)
+    state = jax.jit(lambda key: wrapped.init(key, spec))(jax.random.key(0))
+    acts = jnp.zeros((4, 1), jnp.int32) if isinstance(agent, DQN) else jnp.zeros((4, 1, 2))
+    obs, flags = jax.random.normal(jax.random.key(1), (2, 4, 1, 3)), jnp.zeros((4, 1), bool)
+    steps = Transition(obs[0], acts, jnp.ones((4, 1)), obs[1], flags, flags)
+    after, metrics = jax.jit(wrapped.update)(state, Rollout(steps, ()), jax.random.key(2))
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_tables_are_refused() -> None:
+    with pytest.raises(PolyakError, match=r"Normalised takes agents with a network.*QLearning is neither"):
+        Normalised(QLearning()).init(jax.random.key(0), Spec(Discrete(3), Discrete(2), 1, 100))
 
 
 def test_the_rollout_length_is_the_one_inside() -> None:

@@ -5,6 +5,7 @@ others can't hide. A machine of Hypothesis adds rollouts, wraps, samples, saves 
 """
 
 import functools
+import itertools
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -481,3 +482,331 @@ def test_the_ring_is_written_in_place(k: int, loop: bool) -> None:
     size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(ring))
     assert memory.alias_size_in_bytes >= size
     assert memory.temp_size_in_bytes < size / 50
+
+
+# ------------------------------------------------------------------------------------------------------ n-step returns
+
+
+@functools.cache
+def n_step_program(plan: Plan, n: int) -> Any:
+    def run(ring: Any, key: Any, gamma: Any) -> Any:
+        places = replay.draw(ring, key, (DRAWS,))
+        return replay.batch(ring, places, plan.k), replay.n_step_batch(ring, places, plan.k, n, gamma)
+
+    return jax.jit(run)
+
+
+def summed(history: list[list[dict[str, Any]]], serial: int, n: int, gamma: float) -> tuple[float, dict[str, Any], int]:
+    """(Σ γⁱ r_i, the last step used, how many) by a walk through the history; serial = row · N + world."""
+    row, world = divmod(serial, len(history[0]))
+    total, k, last = 0.0, 0, history[row][world]
+    for later in history[row : row + n]:
+        last = later[world]
+        total, k = total + gamma**k * last["reward"], k + 1
+        if last["terminated"] or last["truncated"]:
+            break
+    return total, last, k
+
+
+N_STEP = [Plan(1, 1, 5, 0), Plan(2, 3, 17, 0), Plan(3, 4, 24, 0), Plan(2, 3, 60, 2), Plan(1, 2, 60, 4)]
+
+
+@pytest.mark.parametrize("plan", N_STEP, ids=str)
+@pytest.mark.parametrize(("n", "often"), [(2, 0.3), (5, 0.1), (9, 0.0)])
+def test_n_step_rewards_are_those_of_a_walk_through_the_history(plan: Plan, n: int, often: float) -> None:
+    """CT6, B1-B4: γᵏ of the steps taken; stops at both ends; the true successor; never across the ring's head."""
+    rng = np.random.default_rng(n)
+    ring, worlds = programs(plan)[0](), Worlds(plan)
+    history: list[list[dict[str, Any]]] = []
+    shortened = 0
+    for i in range(3 * plan.rows // plan.T + 2):
+        shape = (plan.T, plan.n_envs)
+        rows = [worlds.row(row) for row in rng.integers(1, 4, shape) * (rng.random(shape) < often)]
+        history += rows
+        ring = programs(plan)[1](ring, rollout_of(rows))
+        if i % 3 == 0:
+            continue
+        first, (steps, k) = jax.device_get(n_step_program(plan, n)(ring, jax.random.key(i), 0.5))
+        assert_array_equal(steps.action, first.action)
+        assert_array_equal(steps.obs, first.obs)
+        for j in range(0, DRAWS, 16):
+            total, last, taken = summed(history, int(first.action[j]), n, 0.5)
+            assert k[j] == taken
+            assert steps.reward[j] == pytest.approx(total, rel=1e-6)
+            assert all(np.array_equal(np.asarray(getattr(steps, f)[j]), last[f]) for f in Transition._fields[3:])
+            shortened += taken < n
+    assert shortened > 0
+
+
+def test_a_window_of_one_step_is_the_step() -> None:
+    ring, _ = filled(Plan(2, 3, 17, 0), 12, lambda r, n: (r + n) % 4)
+    first, (steps, k) = jax.device_get(n_step_program(Plan(2, 3, 17, 0), 1)(ring, jax.random.key(0), 0.9))
+    for a, b in zip(first, steps, strict=True):
+        assert_array_equal(a, b)
+    assert (k == 1).all()
+
+
+# --------------------------------------------------------------------------------------------------- priorities (CT7)
+
+CAPACITIES = [1, 2, 3, 5, 7, 1000, 1023, 1024, 5000]
+EMPTY = Spec(Box(-1, 1, (1,)), Discrete(2), 1, 1 << 40)
+sums_of = jax.jit(lambda p: replay._added_up(jnp.pad(p, (0, -p.size % 16))))
+drawn_by = jax.jit(replay.draw_prioritised)
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_draws_are_proportional_to_priorities(capacity: int) -> None:
+    """χ² of 10⁵ draws, p > 1e-6, with some priorities of 0, 1e-38 and far apart."""
+    rng = np.random.default_rng(capacity)
+    p = rng.gamma(0.5, size=capacity).astype(np.float32) + np.float32(1e-3)
+    p[rng.random(capacity) < 0.2] = 0.0
+    p[1::7] = 1e-38
+    p[capacity // 2] = 1.0
+    sums = sums_of(p)
+    u = jax.random.uniform(jax.random.key(capacity), (len(sums), 100_000))
+    counts = np.bincount(np.asarray(drawn_by(sums, u)), minlength=capacity)
+    assert len(counts) == capacity
+    assert (counts[p < 1e-30] == 0).all()
+    expected = p.astype(np.float64) / p.sum(dtype=np.float64) * 100_000
+    rare = expected < 5  # pooled, as χ² wants it
+    pooled = [np.append(x[~rare], x[rare].sum()) for x in (counts, expected)]
+    keep = pooled[1] > 0
+    if keep.sum() > 1:
+        assert stats.chisquare(pooled[0][keep], pooled[1][keep] * 100_000 / pooled[1][keep].sum()).pvalue > 1e-6
+
+
+def test_a_million_equal_priorities_are_drawn_equally_often() -> None:
+    """One uniform number of 23 bits for all levels would reach some of a million places twice as often as others."""
+    p = jnp.ones(1_000_000)
+    sums = sums_of(p)
+    draws = 40 * [0]
+    for i in range(40):
+        draws[i] = np.asarray(drawn_by(sums, jax.random.uniform(jax.random.key(i), (len(sums), 100_000))))
+    low = np.bincount(np.concatenate(draws) % 1000, minlength=1000)
+    assert stats.chisquare(low).pvalue > 1e-6
+    top = np.bincount(np.concatenate(draws) // 1000, minlength=1000)
+    assert stats.chisquare(top).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-23])
+def test_the_ends_of_the_unit_interval_lead_to_no_empty_place(u: float) -> None:
+    p = np.zeros(5000, np.float32)
+    p[1234:4321] = np.random.default_rng(0).random(3087) + 1e-3
+    sums = sums_of(p)
+    place = int(drawn_by(sums, jnp.full((len(sums), 1), u))[0])
+    assert place == (1234 if u == 0 else 4320)
+
+
+class PriorityMachine(RuleBasedStateMachine):
+    """Priorities against a list: rollouts come with the greatest so far, errors change them, the sums always add up."""
+
+    plans: ClassVar[list[Plan]] = [Plan(1, 1, 5, 0), Plan(3, 4, 60, 0), Plan(7, 5, 900, 0), Plan(2, 3, 60, 2)]
+
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        self.plan = data.draw(st.sampled_from(self.plans))
+        self.replay = jax.jit(lambda: replay.ring(self.plan.spec, self.plan.capacity, self.plan.T, prioritised=True))()
+        self.worlds, self.rows, self.greatest = Worlds(self.plan), 0, 1.0
+        self.wanted = np.zeros((self.plan.rows, self.plan.n_envs))
+
+    @rule(times=st.integers(1, 7), seed=st.integers(0, 99))
+    def add(self, times: int, seed: int) -> None:
+        rng, plan = np.random.default_rng(seed), self.plan
+        for _ in range(times):
+            ends = rng.random((plan.T, plan.n_envs)) < 0.4
+            steps = rollout_of([self.worlds.row(row) for row in ends.astype(int)])
+            self.replay = programs(plan)[1](self.replay, steps)
+            for r in range(self.rows, self.rows + plan.T):
+                self.wanted[r % plan.rows] = self.greatest
+            self.rows += plan.T
+        if plan.k:  # rows that have gone out of use can't be drawn any more
+            usable = int(self.replay.ring.usable)
+            since = (self.rows - 1 - np.arange(plan.rows)) % plan.rows
+            self.wanted[since >= usable] = 0
+        self.check()
+
+    @precondition(lambda self: self.rows > 0)
+    @rule(seed=st.integers(0, 99), alpha=st.sampled_from([0.0, 0.6, 1.0]))
+    def learn(self, seed: int, alpha: float) -> None:
+        u = jax.random.uniform(jax.random.key(seed), (len(self.replay.sums), 16))
+        places = np.asarray(drawn_by(self.replay.sums, u))
+        flat = self.wanted.reshape(-1)
+        assert (flat[places] > 0).all()
+        error = np.random.default_rng(seed).normal(0, 3, self.wanted.size)[places]  # of a place, whoever drew it
+        self.replay = changed(self.replay, places, error.astype(np.float32), alpha)
+        flat[places] = (abs(error) + 1e-4) ** alpha
+        self.greatest = max(self.greatest, flat[places].max())
+        self.check()
+
+    def check(self) -> None:
+        sums = [np.asarray(s, np.float64) for s in self.replay.sums]
+        np.testing.assert_allclose(sums[-1][: self.wanted.size], self.wanted.reshape(-1), rtol=1e-4)
+        assert (sums[-1][self.wanted.size :] == 0).all()
+        assert float(self.replay.greatest) == pytest.approx(self.greatest, rel=1e-4)
+        for above, below in itertools.pairwise(sums):
+            added = below.reshape(-1, 16).sum(-1)
+            np.testing.assert_allclose(above[: len(added)], added, rtol=1e-5)
+            assert (above[len(added) :] == 0).all()
+
+
+changed = jax.jit(replay.reprioritised, donate_argnums=0)
+PriorityMachine.TestCase.settings = settings(max_examples=10, stateful_step_count=10, deadline=None)
+TestPriorities = PriorityMachine.TestCase
+
+
+def test_importance_weights_by_the_formula() -> None:
+    """§3.4: w_i = (M P(i))^−β / max_j w_j, with M and the sum of all priorities written out; none where β is 0."""
+    p = np.array([0.3, 0.3, 2.0, 0.05])
+    M, total = 50, 17.0
+    for beta in (0.4, 1.0):
+        w = (M * p / total) ** -beta
+        np.testing.assert_allclose(replay.importance_weights(jnp.float32(p), beta), w / w.max(), rtol=1e-5)
+    assert_array_equal(replay.importance_weights(jnp.float32(p), 0.0), np.ones(4))
+
+
+def test_an_error_beyond_all_bounds_leaves_finite_sums() -> None:
+    full = jax.jit(lambda: replay.add(replay.ring(EMPTY, 40, 40, prioritised=True), blank(40)))()
+    full = changed(full, jnp.arange(40), jnp.full(40, 3e38), 1.0)
+    assert np.isfinite(np.asarray(full.sums[0])).all()
+
+
+def blank(T: int, N: int = 1) -> Transition:
+    zeros, flags = jnp.zeros((T, N)), jnp.zeros((T, N), bool)
+    return Transition(zeros[..., None], zeros.astype(jnp.int32), zeros, zeros[..., None], flags, flags)
+
+
+class Erring(NamedTuple):
+    """An agent whose error is the action (the serial number) modulo 7, and which notes what it was given."""
+
+    rollout_length: int = 3
+    updates_per_step: float = 1.0
+    learning_starts: int = 0
+    batch_size: int = 8
+    gamma: float = 0.5
+
+    def learn(self, state: Any, batch: Transition, key: Any, drawn: Any = replay.UNIFORM) -> tuple[Any, dict[str, Any]]:
+        error = (batch.action % 7).astype(jnp.float32)
+        seen = state.seen.at[state.calls].set(batch.action, mode="drop")
+        keys = state.keys.at[state.calls].set(jnp.broadcast_to(drawn.weight, error.shape), mode="drop")
+        return state._replace(calls=state.calls + 1, seen=seen, keys=keys), {"train/td_error": -error}
+
+
+def test_priorities_follow_every_gradient_step() -> None:
+    """What a step has set, the next one draws by and weighs by; before learning starts nothing is touched."""
+    plan, agent = Plan(2, 3, 30, 0), Erring(learning_starts=12)
+    view = replay.Sampling(1, 0.5, 0.7)
+    state = Notes(
+        jax.jit(lambda: replay.ring(plan.spec, plan.capacity, plan.T, prioritised=True))(), Counter.of(0), jnp.int32(0),
+        jnp.full((100, 8), -1), jnp.zeros((100, 8)),
+    )  # fmt: skip
+    update = jax.jit(lambda state, steps, key: replay.replay_update(agent, state, Rollout(steps, ()), key, view))
+    worlds, priority, calls, greatest = Worlds(plan), {}, 0, 1.0
+    for i in range(9):
+        rows = [worlds.row([0, 0]) for _ in range(3)]
+        state, metrics = update(state, rollout_of(rows), jax.random.key(i))
+        priority |= dict.fromkeys(range(6 * i, 6 * i + 6), greatest)
+        priority = {serial: p for serial, p in priority.items() if serial >= 6 * (i + 1) - plan.rows * 2}
+        if i == 0:
+            assert np.isnan(metrics["train/td_error"]) and int(state.calls) == 0
+            continue
+        assert int(state.calls) == calls + 6
+        for seen, weight in zip(state.seen[calls : calls + 6], state.keys[calls : calls + 6], strict=True):
+            p = np.array([priority[int(serial)] for serial in seen])
+            np.testing.assert_allclose(weight, (p.min() / p) ** 0.7, rtol=1e-4)
+            priority |= {int(serial): (int(serial) % 7 + 1e-4) ** 0.5 for serial in seen}
+            greatest = max(greatest, *(priority[int(serial)] for serial in seen))
+        calls += 6
+        assert float(metrics["train/td_error"]) == pytest.approx(
+            -float(np.mean(np.asarray(state.seen[calls - 6 : calls]) % 7)), rel=1e-5
+        )
+    leaves = np.asarray(state.replay.sums[-1])
+    for serial, p in priority.items():
+        assert leaves[serial % 30] == pytest.approx(p, rel=1e-4)
+    often = np.bincount(np.ravel(state.seen[calls - 6 : calls]) % 7, minlength=7)
+    assert often[0] < often[1:].sum() / 10  # δ = 0: hardly ever drawn again
+
+
+@pytest.mark.parametrize("k", [0, 4], ids=["ring", "frames"])
+def test_priorities_are_written_in_place(k: int) -> None:
+    """Neither the loop over gradient steps nor the one over iterations copies a level of the sums."""
+    agent, n_envs = Erring(2, 1.0, 10), 3
+    spec = Spec(Box(0, 255, (8, 8, 4), np.uint8), Discrete(3), n_envs, 1 << 40, k)
+    ring = jax.eval_shape(lambda: replay.ring(spec, 120_000, 2, prioritised=True))
+    seen = jax.eval_shape(lambda: (jnp.full((400, 8), -1), jnp.zeros((400, 8))))
+    state = jax.eval_shape(lambda: Notes(None, Counter.of(0), jnp.int32(0), None, None))
+    state = state._replace(replay=ring, seen=seen[0], keys=seen[1])
+    steps = jax.eval_shape(lambda: random_steps(spec.obs, spec.action, (2, n_envs)))
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 9))
+    view = replay.Sampling(3, 0.6, 0.4)
+
+    def chunk(state: Any, steps: Any, keys: Any) -> Any:
+        rollout = Rollout(steps, ())
+        return jax.lax.scan(lambda s, key: replay.replay_update(agent, s, rollout, key, view), state, keys)
+
+    memory = jax.jit(chunk, donate_argnums=0).lower(state, steps, keys).compile().memory_analysis()
+    leaves = 4 * 120_000
+    assert memory.alias_size_in_bytes >= sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(ring))
+    assert memory.temp_size_in_bytes < (3 * leaves if k else leaves / 2)  # frames: all sums anew at each rollout
+
+
+# -------------------------------------------------------------------------------------------------------- sequences
+
+
+class Listening(NamedTuple):
+    """An agent that keeps the first batch of the last update, and how it was drawn."""
+
+    rollout_length: int
+    batch_size: int
+    updates_per_step: float = 1.0
+    learning_starts: int = 0
+
+    def learn(self, state: Any, batch: Transition, key: Any, drawn: Any) -> tuple[Any, dict[str, Any]]:
+        return state._replace(seen=(batch, drawn.memory)), {"train/reward": batch.reward.mean()}
+
+
+@pytest.mark.parametrize("plan", [Plan(2, 3, 30, 0), Plan(1, 4, 40, 0), Plan(2, 4, 100, 3)], ids=str)
+def test_sequences_are_whole_rollouts_with_the_memory_they_began_with(plan: Plan) -> None:
+    """CT33: steps of one world in order of time, all held, and the memory (c, h) stored beside them."""
+    agent = Listening(plan.T, 64 * plan.T)
+    memory = (jnp.zeros((plan.n_envs, 5)), jnp.zeros((plan.n_envs, 2), jnp.int32))
+    begin = jax.jit(lambda: replay.ring(plan.spec, plan.capacity, plan.T, memory=memory))
+    update = jax.jit(lambda state, rollout, key: replay.replay_update(agent, state, rollout, key))
+    ring, worlds = begin(), Worlds(plan)
+    first = jax.eval_shape(lambda: rollout_of([worlds.row([0] * plan.n_envs)] * plan.T))
+    seen = jax.tree.map(lambda x: jnp.zeros((plan.T, 64, *x.shape[2:]), x.dtype), first)
+    seen = seen, jax.tree.map(lambda m: jnp.zeros((64, *m.shape[1:]), m.dtype), memory)
+    state = Notes(ring, Counter.of(0), jnp.int32(0), seen, ())
+    truth: dict[int, dict[str, Any]] = {}
+    worlds = Worlds(plan)
+    found: set[int] = set()
+    for i in range(2 * plan.rows // plan.T + 3):
+        rows = [worlds.row([int((r + n + i) % 5 == 4) for n in range(plan.n_envs)]) for r in range(plan.T)]
+        truth |= {s["action"]: s for row in rows for s in row}
+        begun = np.array([row["action"] for row in rows[0]])
+        told = (jnp.float32(begun)[:, None] * jnp.ones((1, 5)), jnp.int32(begun)[:, None] + jnp.arange(2)[None])
+        state, _ = update(state, Rollout(rollout_of(rows), told), jax.random.key(i))
+        batch, (c, h) = jax.device_get(state.seen)
+        serial = batch.action
+        assert_array_equal(serial, serial[:1] + plan.n_envs * np.arange(plan.T)[:, None])
+        assert (serial[0] // plan.n_envs % plan.T == 0).all()
+        assert_array_equal(c, np.repeat(serial[0][:, None], 5, 1))
+        assert_array_equal(h, serial[0][:, None] + np.arange(2)[None])
+        for t, b in itertools.product(range(plan.T), range(0, 64, 9)):
+            assert same({f: np.asarray(getattr(batch, f)[t, b]) for f in Transition._fields}, truth[int(serial[t, b])])
+        newest = (i + 1) * plan.T * plan.n_envs
+        held = min((i + 1) * plan.T, (plan.rows - plan.k if plan.k else plan.rows) // plan.T * plan.T) * plan.n_envs
+        assert serial.min() >= newest - held
+        found |= set(serial[0].tolist())
+    assert len(found) > 0.8 * (2 * plan.rows // plan.T) * plan.n_envs
+
+
+def test_what_does_not_go_together_with_sequences_is_refused() -> None:
+    replay.check_sequences("DQN", 32, 8)
+    with pytest.raises(PolyakError, match="batch_size 32 must be a multiple of rollout_length 5"):
+        replay.check_sequences("DQN", 32, 5)
+    with pytest.raises(PolyakError, match="n_step is 3, and must be 1 with memory"):
+        replay.check_sequences("DQN", 32, 8, n_step=3)
+    with pytest.raises(PolyakError, match="rollouts have no priorities"):
+        replay.check_sequences("DQN", 32, 8, prioritised=0.6)
+    with pytest.raises(PolyakError, match="priorit"):
+        replay.ring(EMPTY, 10, 2, prioritised=True, memory=jnp.zeros((1, 4)))

@@ -297,6 +297,36 @@ def test_an_episode_ends_by_the_world_or_by_the_clock() -> None:
     assert_array_equal(returns.ended(steps), [False, True, True, True])
 
 
+def test_the_quantile_huber_loss_by_hand() -> None:
+    """Two quantiles (τ = 1/4, 3/4), three samples, inside and outside of Huber's ±1."""
+    quantiles, targets = jnp.array([[0.0, 1.0]]), jnp.array([[0.5, 3.0, -2.0]])
+    first = (0.25 * 0.125 + 0.25 * 2.5 + 0.75 * 1.5) / 3  # u = 0.5, 3, -2
+    second = (0.25 * 0.125 + 0.75 * 1.5 + 0.25 * 2.5) / 3  # u = -0.5, 2, -3
+    assert_allclose(returns.quantile_huber_loss(quantiles, targets), [[first, second]], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("M", "K"), [(1, 1), (5, 3), (4, 9)])
+def test_the_quantile_huber_loss_of_rlax(rlax: Any, M: int, K: int) -> None:
+    """rlax sums over quantiles and averages over samples; it is told the midpoints."""
+    rng = np.random.default_rng(M)
+    quantiles, targets = (jnp.float32(2 * rng.normal(size=(7, n))) for n in (M, K))
+    tau = (jnp.arange(M) + 0.5) / M
+    theirs = jax.vmap(rlax.quantile_regression_loss, (0, None, 0, None))(quantiles, tau, targets, 1.0)
+    assert_allclose(returns.quantile_huber_loss(quantiles, targets).sum(-1), theirs, rtol=1e-5)
+
+
+def test_quantiles_settle_where_their_loss_says() -> None:
+    """Of samples far apart in comparison with κ, the minimiser of quantile τ is a τ-quantile of them."""
+    targets = 100.0 * jnp.arange(10.0)[None]
+    z = jnp.full((1, 5), 300.0)
+    step = jax.jit(lambda z, lr: z - lr * jax.grad(lambda z: returns.quantile_huber_loss(z, targets).sum())(z))
+    for i in range(4000):
+        z = step(z, 200.0 / (1 + 0.05 * i))
+    assert_allclose(z[0], [100, 300, 450, 600, 800], atol=50.5)
+    assert (jnp.diff(z[0]) > 50).all()
+
+
 def test_explained_variance() -> None:
     rng = np.random.default_rng(2)
     target, value = rng.normal(size=50), rng.normal(size=50)

@@ -12,7 +12,10 @@ from typing import Any
 from polyak import compat
 
 _HOME = {
-    "PPO": "agents.ppo", "DQN": "agents.dqn", "SAC": "agents.sac", "Normalised": "normalise",
+    "REINFORCE": "agents.reinforce", "ActorCritic": "agents.actor_critic", "A2C": "agents.a2c",
+    "PPO": "agents.ppo", "TRPO": "agents.trpo", "DQN": "agents.dqn", "SAC": "agents.sac",
+    "DDPG": "agents.ddpg", "TD3": "agents.td3", "TQC": "agents.tqc", "CrossQ": "agents.crossq",
+    "Normalised": "normalise",
     "QLearning": "agents.q_learning", "SARSA": "agents.sarsa", "TD": "agents.td", "MonteCarlo": "agents.monte_carlo",
     "DynaQ": "agents.dyna_q", "OneHot": "mdp.features", "Tiles": "mdp.features", "Fourier": "mdp.features",
     "Polynomial": "mdp.features", "Radial": "mdp.features",

@@ -70,9 +70,17 @@ def is_algorithm(word: str) -> bool:
     return _plain(word) in map(_plain, algorithms())
 
 
-def takers(kind: str) -> list[str]:
-    """Classes of the algorithms whose page says that they take actions of a kind, such as "MultiDiscrete"."""
-    return [a.cls for a in algorithms().values() if re.search(rf"\b{kind}\b", a.takes.partition("actions ")[2])]
+def takers(kind: str, *, endless: bool = False) -> list[str]:
+    """Classes of the algorithms whose page says that they take actions of a kind, such as "MultiDiscrete".
+
+    With `endless`, those that ask for finite bounds are left out.
+    """
+    said = {a.cls: a.takes.partition("actions ")[2] for a in algorithms().values()}
+    return [
+        name
+        for name, takes in said.items()
+        if re.search(rf"\b{kind}\b", takes) and not (endless and "finite bounds" in takes)
+    ]
 
 
 def _plain(name: str) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 
 from polyak import catalogue, compat
-from polyak.errors import PolyakError
+from polyak.errors import PolyakError, nearest
 from polyak.names import unknown_field
-from polyak.spaces import Space, describe
+from polyak.spaces import Box, Space, describe
 
 Rhythm = Annotated[float, "static"]
 """A number that decides how often something runs: part of the program's structure, whatever its type."""
@@ -53,6 +53,8 @@ class Spec:
         n_envs: N, worlds stepped side by side.
         steps: environment steps of the whole run (all N together); bounds the replay.
         frames: k where the observation stacks the last k frames on its last axis, else 0.
+        goal_reward: (achieved, desired), one goal each ↦ reward, traceable and with a hash; None where rewards are not
+            known as a function of goals.
     """
 
     obs: Space
@@ -60,6 +62,7 @@ class Spec:
     n_envs: int
     steps: int
     frames: int = 0
+    goal_reward: Callable[[Array, Array], Array] | None = None
 
 
 class Agent(Protocol):
@@ -134,17 +137,38 @@ def require(condition: bool, sentence: str) -> None:
 def refuse_actions(name: str, action: Space) -> NoReturn:
     """Say that an agent can't take this space of actions, what it takes, and which agents take such a space."""
     takes = catalogue.algorithm(name).takes.partition("actions ")[2].rstrip(".")
-    others = catalogue.takers(type(action).__name__)
+    others = catalogue.takers(type(action).__name__, endless=isinstance(action, Box) and not action.bounded)
     who = f"{', '.join(others)} can take such a space" if others else "no agent takes such a space: flatten it"
     raise PolyakError(f"{name} can't take actions {describe(action)}: it takes {takes}; {who}")
 
 
 def in_range(agent: Any, **bounds: tuple[float, float]) -> None:
-    """Refuse plain numbers outside [low, high]: `in_range(self, gamma=(0, 1))`; schedules and arrays pass."""
+    """Refuse numbers outside [low, high]: `in_range(self, gamma=(0, 1))`.
+
+    A schedule's start and end are asked as well; traced values can't be, and pass.
+    """
     for name, (low, high) in bounds.items():
         value = getattr(agent, name)
-        if isinstance(value, int | float) and not low <= value <= high:
-            raise PolyakError(f"{type(agent).__name__}: {name} is {value}, and must lie in [{low:g}, {high:g}]")
+        for number in [value, *_reached(value)]:
+            if isinstance(number, int | float) and not low <= number <= high:
+                goes = "is" if number is value else f"is a {type(value).__name__} that reaches"
+                must = f"and must lie in [{low:g}, {high:g}]"
+                raise PolyakError(f"{type(agent).__name__}: {name} {goes} {number}, {must}")
+
+
+def one_of(agent: Any, **choices: tuple[Any, ...]) -> None:
+    """Refuse words that a field doesn't know: `one_of(self, recurrent=("gru", "lstm", None))`."""
+    for name, known in choices.items():
+        value = getattr(agent, name)
+        words = " or ".join(map(repr, known))
+        near = nearest(str(value), [word for word in known if isinstance(word, str)])
+        require(value in known, f"{type(agent).__name__}: {name} is {value!r}, and must be {words}{near}")
+
+
+def _reached(value: Any) -> list[Any]:
+    """The values that a schedule starts from and ends at; [] of anything else."""
+    ends = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return [getattr(value, f.name) for f in ends if f.name in ("value", "start", "end")]
 
 
 def _is_subtree(value: Any) -> bool:
@@ -228,7 +252,7 @@ def hyper(cls: type[T]) -> type[T]:
     made: Any = dataclasses.dataclass(frozen=True)(cls)
     fields = dataclasses.fields(made)
     # A network or a feature map is structure too: it is the plan of parameters, which live in the state.
-    plans = ("network", "features")
+    plans = ("network", "critic_network", "features")
     static = {f.name for f in fields if f.type is Rhythm or f.type == "Rhythm" or f.name in plans}
     _checked_init(made, static)
     names = tuple(f.name for f in fields)

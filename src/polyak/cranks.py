@@ -314,7 +314,7 @@ class JaxSteps:
         self.vector = arrays_of(Vector(world, spec.n_envs))
         k_init, _ = agent_key(seed)
         self._k_world = jax.jit(lambda k: jax.random.split(k)[1])(k_init)
-        self._reset, self._step = jax.jit(_world_reset), jax.jit(_world_step)
+        self._reset, self._step, self._success = jax.jit(_world_reset), jax.jit(_world_step), jax.jit(_world_success)
         self.ended: list[Any] = []
         self.state: Any = None
         self.obs: Any = None
@@ -326,7 +326,11 @@ class JaxSteps:
     def step(self, action: Any, k_world: Any, t: Any) -> Any:
         self.state, self.obs, out = self._step(self.vector, self.state, action, k_world, t)
         ends = np.flatnonzero(np.asarray(out.terminated | out.truncated))
-        self.ended += [JaxEpisode(float(out.episode_return[i]), int(out.episode_length[i])) for i in ends]
+        success = np.asarray(self._success(self.vector, out.next_obs)) if len(ends) else np.zeros(0)
+        self.ended += [
+            JaxEpisode(int(i), float(out.episode_return[i]), int(out.episode_length[i]), float(success[i]))
+            for i in ends
+        ]
         return out._replace(episode_return=(), episode_length=()), self.obs
 
     def episodes(self) -> list[Any]:
@@ -346,6 +350,7 @@ class JaxSteps:
 
 
 class JaxEpisode(NamedTuple):
+    env: int
     ret: float
     length: int
     success: float = float("nan")
@@ -357,6 +362,10 @@ def _world_reset(vector: Vector, key: Array) -> Any:
 
 def _world_step(vector: Vector, state: Any, action: Any, k_world: Array, t: Array) -> Any:
     return vector.step(state, action, jax.random.fold_in(k_world, t))
+
+
+def _world_success(vector: Vector, obs: Any) -> Array:
+    return vector.success(obs)
 
 
 class HostSteps:

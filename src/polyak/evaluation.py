@@ -74,7 +74,7 @@ class HostEvaluator:
 
 
 def _of_size(spec: Spec, n: int) -> Spec:
-    return Spec(spec.obs, spec.action, n, spec.steps, spec.frames)
+    return dataclasses.replace(spec, n_envs=n)
 
 
 def _act(
@@ -109,16 +109,16 @@ class CompiledEvaluator:
         key = jax.random.fold_in(jax.random.key(np.uint32(seed % (1 << 32))), STREAM)
         spec = _of_size(self.spec, episodes)
         run = functools.partial(self._run, self.agent, agent_state, self.world, key)
-        returns, lengths = run(spec=spec, episodes=episodes, explore=not deterministic)
-        blank = np.full(episodes, np.nan)
-        return Episodes(np.asarray(returns, np.float64), np.asarray(lengths).astype(int), blank)
+        returns, lengths, successes = run(spec=spec, episodes=episodes, explore=not deterministic)
+        played = np.asarray(returns, np.float64), np.asarray(lengths).astype(int), np.asarray(successes, np.float64)
+        return Episodes(*played)
 
     def close(self) -> None:
         """Nothing outside of this process is held."""
 
 
 def _play(agent: Any, state: Any, world: Any, key: Array, *, spec: Spec, episodes: int, explore: bool) -> Any:
-    """(returns, lengths) of one episode in each of `episodes` worlds."""
+    """(returns, lengths, successes) of one episode in each of `episodes` worlds."""
     vector = Vector(world, episodes)
     k_reset, k_steps = jax.random.split(key)
     worlds, obs = vector.reset(k_reset)
@@ -127,13 +127,16 @@ def _play(agent: Any, state: Any, world: Any, key: Array, *, spec: Spec, episode
         return jnp.isnan(carry[0]).any()
 
     def step(carry: Any) -> Any:
-        returns, lengths, worlds, obs, memory, t = carry
+        returns, lengths, successes, worlds, obs, memory, t = carry
         k_act, k_world = jax.random.split(jax.random.fold_in(k_steps, t))
         action, memory = agent.act(state, obs, k_act, memory, explore=explore)
         worlds, obs, out = vector.step(worlds, action, k_world)
         first = (out.terminated | out.truncated) & jnp.isnan(returns)
         returns = jnp.where(first, out.episode_return, returns)
-        return returns, jnp.where(first, out.episode_length, lengths), worlds, obs, memory, t + 1
+        lengths = jnp.where(first, out.episode_length, lengths)
+        successes = jnp.where(first, vector.success(out.next_obs), successes)
+        return returns, lengths, successes, worlds, obs, memory, t + 1
 
-    start = (jnp.full(episodes, jnp.nan), jnp.zeros(episodes, jnp.int32), worlds, obs, agent.memory(spec), jnp.int32(0))
-    return lax.while_loop(unfinished, step, start)[:2]
+    blank = jnp.full(episodes, jnp.nan)
+    start = (blank, jnp.zeros(episodes, jnp.int32), blank, worlds, obs, agent.memory(spec), jnp.int32(0))
+    return lax.while_loop(unfinished, step, start)[:3]

@@ -1,4 +1,4 @@
-"""Exploration: random actions, ε-greedy choice, state-dependent noise."""
+"""Exploration: random actions, ε-greedy choice, noise on actions."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from polyak import keys
-from polyak.dists import Bernoulli, Categorical, MultiCategorical
+from polyak.dists import Bernoulli, Categorical, MultiCategorical, normal
 from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 
@@ -56,3 +56,16 @@ def nth_of(among: Array, u: Array) -> Array:
     rank = jnp.cumsum(among, axis=-1)  # 1, 2, ... at the marked places
     wanted = jnp.floor(u * rank[:, -1]) + 1  # u < 1, so at most their number
     return jnp.argmax(rank >= wanted[:, None], axis=-1).astype(jnp.int32)
+
+
+def disturbed(key: Array, action: Array, std: Any, theta: Any, memory: Any) -> tuple[Array, Any]:
+    """(actions with noise, cut at ±1; the noise's memory) from actions [N, n], σ and θ.
+
+    Without memory, (), the noise is σ ξ with ξ ~ N(0, 1), independent at every step. With the last noise x [N, n] as
+    memory it is the Ornstein-Uhlenbeck process x ← (1 − θ) x + σ ξ (Lillicrap et al. 2016, arXiv 1509.02971), whose
+    deviation in the long run is σ / √(2θ − θ²).
+    """
+    noise = std * normal(key, action.shape)
+    if not isinstance(memory, tuple):
+        noise = memory = (1 - theta) * memory + noise
+    return jnp.clip(action + noise, -1.0, 1.0), memory

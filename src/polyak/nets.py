@@ -113,19 +113,35 @@ class Conv:
 
 
 @hyper
+class LayerNorm:
+    """Ba, Kiros & Hinton (2016), arXiv 1607.06450, eq. 3-4: x [..., n] at mean 0, variance 1, then scaled and moved."""
+
+    scale: Any  # [n]
+    shift: Any  # [n]
+
+    def __call__(self, x: Array) -> Array:
+        x = x - x.mean(-1, keepdims=True)
+        x = x / jnp.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        lead = (1,) * (x.ndim - 1)
+        return x * self.scale.reshape(lead + self.scale.shape) + self.shift.reshape(lead + self.shift.shape)
+
+
+@hyper
 class Stack:
-    """Dense layers, each followed by the activation; without layers, the identity."""
+    """Dense layers, each followed by a layer norm where asked for, then the activation; no layers are the identity."""
 
     layers: tuple[Dense, ...]
     activation: str
+    norms: tuple[LayerNorm, ...] = ()
 
     def width(self, fan_in: int) -> int:
         """How many features come out where `fan_in` go in."""
         return self.layers[-1].W.shape[-1] if self.layers else fan_in
 
     def __call__(self, x: Array) -> Array:
-        for layer in self.layers:
-            x = ACTIVATIONS[self.activation](layer(x))
+        for i, layer in enumerate(self.layers):
+            x = self.norms[i](layer(x)) if self.norms else layer(x)
+            x = ACTIVATIONS[self.activation](x)
         return x
 
 
@@ -157,15 +173,30 @@ class Torso:
 
 @hyper
 class Critic:
-    """(observation, action [..., m]) ↦ a value [...]: the action joins the encoded observation before the body."""
+    """(observation, action [..., m]) ↦ a value [...], or n of them [..., n] where `n` outputs were asked for.
 
-    images: tuple[Convolutions, ...]
-    body: Any
+    The action joins the torso's features before the body; the torso of an MLP only encodes the observation.
+    """
+
+    torso: Any
+    body: Stack
     head: Dense
-    space: Space
+    scalar: bool = True
+
+    @staticmethod
+    def init(key: Array, torso: Any, features: int, n_actions: int, layers: "MLP", n: int | None = None) -> "Critic":
+        """Layers on a torso that gives so many features."""
+        k_body, k_head = jax.random.split(key)
+        body = layers.stack(k_body, features + n_actions)
+        head = Dense.init(k_head, body.width(features + n_actions), n or 1, layers.init)
+        return Critic(torso, body, head, n is None)
 
     def __call__(self, obs: Any, action: Array) -> Array:
-        return self.head(self.body(jnp.concatenate([*encoded(self.space, obs, self.images), action], axis=-1)))[..., 0]
+        return self.given(self.torso(obs), action)
+
+    def given(self, features: Array, action: Array) -> Array:
+        out = self.head(self.body(jnp.concatenate([features, action], axis=-1)))
+        return out[..., 0] if self.scalar else out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +234,7 @@ class MLP:
     activation: str = "tanh"
     init: str = "orthogonal"  # or "uniform": ±1/√fan_in
     cnn: CNN = CNN()
+    layer_norm: bool = False  # normalise each dense layer's outputs before the activation
 
     def __post_init__(self) -> None:
         require(
@@ -228,7 +260,8 @@ class MLP:
         layers = [
             Dense.init(k, a, b, self.init, math.sqrt(2.0)) for k, a, b in zip(keys, widths, self.sizes, strict=False)
         ]
-        return Stack(tuple(layers), self.activation)
+        norms = [LayerNorm(jnp.ones(n), jnp.zeros(n)) for n in self.sizes] if self.layer_norm else []
+        return Stack(tuple(layers), self.activation, tuple(norms))
 
     def build(self, key: Array, space: Space) -> Torso:
         k_images, k_body = jax.random.split(key)
@@ -240,11 +273,10 @@ class MLP:
         )
         return Torso(images, body, space)
 
-    def critic(self, key: Array, space: Space, n_actions: int) -> Critic:
-        k_images, k_body, k_head = jax.random.split(key, 3)
-        body = self.stack(k_body, width(space, self.cnn) + n_actions)
-        head = Dense.init(k_head, body.width(width(space, self.cnn) + n_actions), 1, self.init)
-        return Critic(self._fronts(k_images, space), body, head, space)
+    def critic(self, key: Array, space: Space, n_actions: int, n: int | None = None) -> Critic:
+        k_images, k_rest = jax.random.split(key)
+        torso = Torso(self._fronts(k_images, space), Stack((), self.activation), space)
+        return Critic.init(k_rest, torso, width(space, self.cnn), n_actions, self, n)
 
 
 class Custom:
@@ -365,28 +397,17 @@ def build(network: Any, default: MLP, key: Array, space: Space) -> Any:
     return Custom(made, space)
 
 
-def build_critic(network: Any, default: MLP, key: Array, space: Space, n_actions: int) -> Any:
-    """A network (obs, action) ↦ value; a custom network gives the features of obs, and dense layers join the action."""
+def build_critic(network: Any, default: MLP, key: Array, space: Space, n_actions: int, n: int | None = None) -> Any:
+    """A network (obs, action) ↦ value; a custom network gives the features of obs, and dense layers join the action.
+
+    With `n` it gives n numbers [..., n] instead of one [...].
+    """
     plan = blueprint(network, default)
     if isinstance(plan, MLP):
-        return plan.critic(key, space, n_actions)
-    k_torso, k_body, k_head = jax.random.split(key, 3)
+        return plan.critic(key, space, n_actions, n)
+    k_torso, k_rest = jax.random.split(key)
     torso = build(network, default, k_torso, space)
-    body = default.stack(k_body, feature_width(torso, space) + n_actions)
-    last = body.width(feature_width(torso, space) + n_actions)
-    return Joined(torso, body, Dense.init(k_head, last, 1, default.init))
-
-
-@hyper
-class Joined:
-    """A custom torso, then dense layers on (features, action) ↦ a value [...]."""
-
-    torso: Any
-    body: Stack
-    head: Dense
-
-    def __call__(self, obs: Any, action: Array) -> Array:
-        return self.head(self.body(jnp.concatenate([self.torso(obs), action], axis=-1)))[..., 0]
+    return Critic.init(k_rest, torso, feature_width(torso, space), n_actions, default, n)
 
 
 def sample_obs(space: Space, lead: tuple[int, ...] = (1,)) -> Any:

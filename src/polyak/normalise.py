@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from polyak.core import Counter, Metrics, Rollout, Spec, hyper, in_range, leading, require
+from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_range, leading, require
+from polyak.replay import Shown
 from polyak.returns import ended
 from polyak.spaces import Box, leaves
 
@@ -44,11 +45,12 @@ class State(NamedTuple):
 
 @hyper
 class Normalised:
-    """An on-policy agent whose observations have zero mean and unit variance, and whose rewards are divided by the
-    deviation of their discounted return; both are clipped. Images and integers pass unchanged.
+    """An agent whose observations have zero mean and unit variance, and whose rewards are divided by the deviation of
+    their discounted return; both are clipped. Images and integers pass unchanged.
 
-    A rollout is normalised by the statistics with which it was acted (so that the first probability ratio is 1), and
-    enters them afterwards. Engstrom et al. (2020), arXiv 2005.12729, describe both and measure what they do.
+    On policy, a rollout is normalised by the statistics with which it was acted (so that the first probability ratio is
+    1), and enters them afterwards. A replay keeps transitions as they came, and each batch is normalised by the newest
+    statistics when it is drawn. Engstrom et al. (2020), arXiv 2005.12729, describe both and measure what they do.
     """
 
     agent: Any  # the agent inside
@@ -62,11 +64,6 @@ class Normalised:
     on_policy: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        inner = type(self.agent).__name__
-        sentence = (
-            f"Normalised takes on-policy agents, and {inner} replays observations that older statistics normalised"
-        )
-        require(self.agent.on_policy, sentence)
         in_range(self, gamma=(0, 1), clip_obs=(1e-6, jnp.inf), clip_reward=(1e-6, jnp.inf), epsilon=(0, 1))
 
     @property
@@ -75,7 +72,11 @@ class Normalised:
 
     def init(self, key: Array, spec: Spec) -> State:
         moments = tuple(Moments.none(inner.shape) if _scales(inner) else () for _, inner in leaves(spec.obs))
-        return State(self.agent.init(key, spec), moments, Moments.none(()), jnp.zeros(spec.n_envs))
+        inner = self.agent.init(key, spec)
+        name = type(self.agent).__name__
+        sentence = f"Normalised takes agents with a network, on policy or with a replay, and {name} is neither"
+        require(self.agent.on_policy or "replay" in inner._fields, sentence)
+        return State(inner, moments, Moments.none(()), jnp.zeros(spec.n_envs))
 
     def memory(self, spec: Spec) -> Any:
         return self.agent.memory(spec)
@@ -93,17 +94,27 @@ class Normalised:
 
         G, returns = lax.scan(forward, state.G, (steps.reward, carry))
         moments = state.returns.merged(returns.reshape(-1))
-        reward = steps.reward
-        if self.reward:
-            reward = jnp.clip(reward / jnp.sqrt(moments.var + self.epsilon), -self.clip_reward, self.clip_reward)
-        seen = steps._replace(
-            obs=self._normal(state, steps.obs), next_obs=self._normal(state, steps.next_obs), reward=reward
-        )
-        inner, metrics = self.agent.update(state.agent, Rollout(seen, rollout.memory), key)
         T, N = leading(steps, 2)
         values = [x.reshape((T * N, *x.shape[2:])).astype(jnp.float32) for x in jax.tree.leaves(steps.obs)]
         obs = tuple(m.merged(x) if m else m for m, x in zip(state.obs, values, strict=True))
-        return State(inner, obs, moments, G), metrics
+        after = State(state.agent, obs, moments, G)
+        if self.agent.on_policy:
+            seen = self._shown(state._replace(returns=moments), steps)
+            inner, metrics = self.agent.update(state.agent, Rollout(seen, rollout.memory), key)
+        else:
+            view = jax.tree_util.Partial(Normalised._shown, self, after._replace(agent=()))
+            shown = Shown(state.agent.replay, view)
+            inner, metrics = self.agent.update(state.agent._replace(replay=shown), rollout, key)
+        return after._replace(agent=inner), metrics
+
+    def _shown(self, state: State, steps: Transition) -> Transition:
+        """Transitions as the agent inside sees them, by the statistics of `state`."""
+        reward = steps.reward
+        if self.reward:
+            scale = jnp.sqrt(state.returns.var + self.epsilon)
+            reward = jnp.clip(reward / scale, -self.clip_reward, self.clip_reward)
+        obs, next_obs = self._normal(state, steps.obs), self._normal(state, steps.next_obs)
+        return steps._replace(obs=obs, next_obs=next_obs, reward=reward)
 
     def _normal(self, state: State, obs: Any) -> Any:
         """Observations with any leading axes on a scale of one."""

@@ -104,16 +104,34 @@ def now(agent: T, steps: Counter) -> T:
     return jax.tree.map(lambda x: x(count) if _is_schedule(x) else x, agent, is_leaf=_is_schedule)
 
 
-def adam(max_grad_norm: Any = None, eps: float = 1e-8) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015) after clipping by the global norm; `descend` applies the step size."""
+def adam(max_grad_norm: Any = None, eps: float = 1e-8, b1: Any = 0.9) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) after clipping by the global norm; `descend` applies the step size.
+
+    Args:
+        b1: β1, the decay of the first moment per step.
+    """
     clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
-    return optax.flatten(optax.chain(clip, optax.scale_by_adam(eps=eps)))
+    return optax.flatten(optax.chain(clip, optax.scale_by_adam(b1=b1, eps=eps)))
+
+
+def rmsprop(max_grad_norm: Any = None, eps: float = 1e-5) -> optax.GradientTransformation:
+    """RMSProp (Tieleman & Hinton 2012) with decay 0.99 and ε beside the root, after clipping by the global norm."""
+    clip = optax.identity() if max_grad_norm is None else optax.clip_by_global_norm(max_grad_norm)
+    return optax.flatten(optax.chain(clip, optax.scale_by_rms(0.99, eps, eps_in_sqrt=False)))
 
 
 def descend(rule: optax.GradientTransformation, lr: Any, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
-    """One step downhill: (parameters, optimiser state) after params ← params − lr · rule(grads)."""
+    """One step downhill: (parameters, optimiser state) after params ← params − lr · rule(grads).
+
+    Args:
+        lr: the step size, or one for each part of the parameters: a tree that theirs begins with.
+    """
     direction, opt = rule.update(grads, opt, params)
-    return jax.tree.map(lambda p, d: p - lr * d, params, direction), opt
+
+    def moved(rate: Any, params: Any, direction: Any) -> Any:
+        return jax.tree.map(lambda p, d: p - rate * d, params, direction)
+
+    return jax.tree.map(moved, lr, params, direction), opt
 
 
 def polyak(target: Any, online: Any, tau: Any) -> Any:

@@ -5,7 +5,7 @@ A value that is a schedule or a network is written as in config.json (`runs/conf
 
 import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polyak import catalogue
@@ -62,6 +62,20 @@ _CLEANRL_MUJOCO = Preset(
     },
     normalised={"gamma": 0.99},
 )  # fmt: skip
+# Our defaults are those of Stable-Baselines3, whose value loss is the mean squared error times 0.5 as well.
+_PPO_SB3 = Preset("DLR-RM/stable-baselines3 stable_baselines3/ppo/ppo.py", 1_000_000)
+# The paper gives no initial β; it adapts within a few updates. Both variants are normalised alike; the paper's are not.
+_PPO_PAPER = {"rollout_length": 2048, "batch_size": 64, "epochs": 10, "lr": 3e-4, "gamma": 0.99, "gae_lambda": 0.95}
+_PPO_PAPER_CLIP = Preset(
+    "arXiv 1707.06347, table 3, with normalisation", 1_000_000, {**_PPO_PAPER, "clip_range": 0.2},
+    normalised={"gamma": 0.99},
+)  # fmt: skip
+_PPO_PAPER_KL = Preset(
+    "arXiv 1707.06347, table 3 and section 4, with normalisation", 1_000_000,
+    {**_PPO_PAPER, "clip_range": None, "kl_coef": 1.0, "d_targ": 0.01},
+    normalised={"gamma": 0.99},
+)  # fmt: skip
+_PAPER = {"paper-clip": _PPO_PAPER_CLIP, "paper-kl": _PPO_PAPER_KL}
 _PPO_CARTPOLE = Preset(
     f"{_ZOO}/ppo.yml",
     100_000,
@@ -124,6 +138,17 @@ _DQN_BOX2D = Preset(
         "network": _network(256, 256),
     },
 )  # fmt: skip
+# AdamW there. Draws by priorities have no importance weights. Four updates after every step of 8 environments.
+_DQN_SLM = Preset(
+    "kengz/SLM-Lab slm_lab/spec/benchmark_arc/dqn/dqn_box2d_arc.yaml, with Adam",
+    300_000,
+    {
+        "lr": 2.5e-4, "batch_size": 32, "buffer_size": 50_000, "prioritised": 0.6, "is_beta": 0.0, "double": True,
+        "learning_starts": 32, "rollout_length": 1, "updates_per_step": 0.5, "target_update_interval": 100,
+        "eps_end": 0.01, "eps_steps": 50_000, "network": _network(256, 128),
+    },
+    n_envs=8,
+)  # fmt: skip
 # Frames, actions and network of 2013; optimiser and rhythm as CleanRL's dqn_atari.py, the warm-up cut to a short run.
 _DQN_ATARI = Preset(
     "arXiv 1312.5602 (preprocessing, network) and vwxyzjn/cleanrl cleanrl/dqn_atari.py; own warm-up for 200k steps",
@@ -163,6 +188,113 @@ _SAC_MOUNTAIN = Preset(
     },
 )  # fmt: skip
 _SAC_MUJOCO = Preset(f"{_ZOO}/sac.yml", 1_000_000, {"learning_starts": 10_000})
+_SAC_DOPAMINE = Preset(  # 6 actions, and a target of half as many nats
+    "google/dopamine baselines, sac.gin", 1_000_000,
+    {"learning_starts": 10_000, "reward_scale": 0.1, "target_entropy": -3.0},
+)  # fmt: skip
+_TQC_PENDULUM = Preset(f"{_ZOO}/tqc.yml", 20_000, {"lr": 1e-3})
+_TQC_MUJOCO = Preset(f"{_ZOO}/tqc.yml", 1_000_000, {"learning_starts": 10_000})
+_TQC_HOPPER = Preset(f"{_ZOO}/tqc.yml", 1_000_000, {"learning_starts": 10_000, "drop_per_critic": 5})
+# Five wide critics. The numbers of quantiles to drop are the paper's, found per environment.
+_TQC_PAPER = {"learning_starts": 10_000, "n_critics": 5, "critic_network": _network(512, 512, 512)}
+_TQC_PAPER_CHEETAH = Preset("bayesgroup/tqc_pytorch", 1_000_000, {**_TQC_PAPER, "drop_per_critic": 0})
+_TQC_PAPER_HOPPER = Preset("bayesgroup/tqc_pytorch", 1_000_000, {**_TQC_PAPER, "drop_per_critic": 5})
+# The published warm-up of 100,000 gradient steps would outlast so short a run.
+_CROSSQ_PENDULUM = Preset(
+    "own choice: a short run with small critics", 20_000, {"renorm_warmup": 5_000, "critic_network": _network(256, 256)}
+)
+_CROSSQ_MUJOCO = Preset(
+    f"{_ZOO}/crossq.yml", 1_000_000, {"learning_starts": 5_000, "critic_network": _network(2048, 2048)}
+)
+
+# One episode of Pendulum has 200 steps: an update phase per episode, as in the table of 2023.
+_DDPG_PENDULUM = Preset(
+    f"{_ZOO}/ddpg.yml of April 2023, from which its published table is",
+    20_000,
+    {
+        "lr": 1e-3, "batch_size": 100, "buffer_size": 200_000, "learning_starts": 10_000, "rollout_length": 200,
+        "gamma": 0.98, "noise_std": 0.1,
+    },
+)  # fmt: skip
+_DDPG_PENDULUM_ZOO = Preset(
+    f"{_ZOO}/ddpg.yml", 20_000, {**_DDPG_PENDULUM.fields, "batch_size": 256, "rollout_length": 1}
+)
+# Their noise has θ = 0.15, σ = 0.5 and a time step of 0.01: so θ·0.01 and σ·√0.01 per step of ours.
+_DDPG_MOUNTAIN = Preset(f"{_ZOO}/ddpg.yml", 300_000, {"lr": 1e-3, "noise": "ou", "noise_std": 0.05, "ou_theta": 0.0015})
+_DDPG_MUJOCO = Preset(f"{_ZOO}/ddpg.yml", 1_000_000, {"lr": 1e-3, "learning_starts": 10_000, "noise_std": 0.1})
+_TD3_PENDULUM = replace(_DDPG_PENDULUM, source=f"{_ZOO}/td3.yml of April 2023, from which its published table is")
+_TD3_PENDULUM_ZOO = replace(_DDPG_PENDULUM_ZOO, source=f"{_ZOO}/td3.yml")
+_TD3_MOUNTAIN = replace(_DDPG_MOUNTAIN, source=f"{_ZOO}/td3.yml")
+_TD3_MUJOCO = replace(_DDPG_MUJOCO, source=f"{_ZOO}/td3.yml")
+_TD3_PAPER = Preset(
+    "arXiv 1802.09477 and its code, sfujim/TD3, paper version",
+    1_000_000,
+    {"lr": 1e-3, "batch_size": 100, "learning_starts": 10_000, "noise_std": 0.1},
+)
+_TD3_CLEANRL = Preset(
+    f"{_CLEANRL}/td3_continuous_action.py",
+    1_000_000,
+    {"lr": 3e-4, "learning_starts": 25_000, "noise_std": 0.1, "network": _network(256, 256)},
+)
+
+# There, 40 updates follow two episodes, and then τ is 0.05; ours are spread evenly, with τ per update. Their targets
+# are clipped, and 30 % of their actions random to the end.
+_DDPG_FETCH = Preset(
+    "openai/baselines baselines/her/experiment/config.py, with own rhythm and τ",
+    5_000,
+    {
+        "hindsight": 4, "gamma": 0.98, "lr": 1e-3, "action_l2": 1.0, "noise_std": 0.2, "learning_starts": 500,
+        "rollout_length": 2, "updates_per_step": 0.5, "tau": 0.02, "network": _network(256, 256, 256),
+    },
+    normalised={"reward": False},
+)  # fmt: skip
+_SAC_FETCH = Preset(
+    f"{_ZOO}/sac.yml",
+    20_000,
+    {"hindsight": 4, "gamma": 0.95, "lr": 1e-3, "learning_starts": 1_000, "network": _network(64, 64)},
+    normalised={"gamma": 0.95},
+)
+_TQC_FETCH = replace(_SAC_FETCH, source=f"{_ZOO}/tqc.yml", fields={**_SAC_FETCH.fields, "n_critics": 1})
+# Own choice: a world that small needs small networks, and few steps.
+_SAC_REACH = Preset(
+    "own choice, for a small world",
+    4_000,
+    {
+        "hindsight": 4, "gamma": 0.95, "lr": 1e-3, "batch_size": 128, "learning_starts": 200, "tau": 0.02,
+        "network": _network(64, 64),
+    },
+)  # fmt: skip
+_DDPG_REACH = replace(_SAC_REACH, fields={**_SAC_REACH.fields, "noise_std": 0.2})
+
+_TRPO_CARTPOLE = Preset(
+    f"{_ZOO}/trpo.yml",
+    100_000,
+    {
+        "rollout_length": 512, "batch_size": 512, "critic_epochs": 20, "lr": 1e-3, "gamma": 0.99, "gae_lambda": 0.98,
+        "target_kl": 0.01, "cg_iterations": 15, "cg_damping": 1e-3,
+    },
+    n_envs=2,
+)  # fmt: skip
+_TRPO_LANDER = Preset(
+    f"{_ZOO}/trpo.yml",
+    200_000,
+    {
+        "rollout_length": 512, "batch_size": 128, "critic_epochs": 15, "lr": 1e-3, "gamma": 0.99, "gae_lambda": 0.98,
+        "target_kl": 0.01, "cg_iterations": 15, "cg_damping": 0.01,
+    },
+    n_envs=2,
+)  # fmt: skip
+_TRPO_MUJOCO = Preset(
+    f"{_ZOO}/trpo.yml",
+    1_000_000,
+    {
+        "rollout_length": 1024, "batch_size": 128, "critic_epochs": 20, "lr": 1e-3, "gamma": 0.99, "gae_lambda": 0.95,
+        "target_kl": 0.01, "cg_iterations": 25, "cg_damping": 0.1,
+    },
+    n_envs=2,
+    normalised={"gamma": 0.99},
+)  # fmt: skip
+_TRPO_CHEETAH = replace(_TRPO_MUJOCO, fields={**_TRPO_MUJOCO.fields, "target_kl": 0.04})
 
 _BOOK = "Sutton & Barto (2018)"
 _CLIFF = Preset(f"{_BOOK}, Example 6.6", 20_000, {"lr": 0.5, "gamma": 1.0, "eps_start": 0.1, "eps_end": 0.1})
@@ -186,7 +318,44 @@ _LAKE = Preset(
     },
 )  # fmt: skip
 
+_REINFORCE_CARTPOLE = Preset(
+    "kengz/SLM-Lab slm_lab/spec/benchmark_arc/reinforce/reinforce_arc.yaml",
+    200_000,
+    {
+        "rollout_length": 512, "lr": 2e-3, "gamma": 0.99, "baseline": "mean", "ent_coef": linear(1e-3),
+        "max_grad_norm": 0.5, "network": _network(128, 128, activation="tanh", init="orthogonal"),
+    },
+    n_envs=4,
+)  # fmt: skip
+_A2C_CARTPOLE = Preset(
+    "kengz/SLM-Lab slm_lab/spec/benchmark_arc/a2c/a2c_classic_arc.yaml",
+    200_000,
+    {
+        "rollout_length": 32, "lr": 1e-3, "critic_lr": 3e-3, "optimizer": "adam", "opt_eps": 1e-8, "gamma": 0.99,
+        "gae_lambda": 0.95, "ent_coef": linear(0.01), "vf_coef": 0.5, "max_grad_norm": 0.5,
+    },
+    n_envs=4,
+)  # fmt: skip
+_A2C_CARTPOLE_ZOO = Preset(f"{_ZOO}/a2c.yml", 500_000, n_envs=8)
+_A2C_LANDER = Preset(f"{_ZOO}/a2c.yml", 200_000, {"gamma": 0.995, "lr": linear(8.3e-4), "ent_coef": 1e-5}, n_envs=8)
+_A2C_MUJOCO = Preset(f"{_ZOO}/a2c.yml", 1_000_000, normalised={"gamma": 0.99})
+_A2C_ATARI = Preset(f"{_ZOO}/a2c.yml", 10_000_000, {"ent_coef": 0.01, "vf_coef": 0.25, "shared": True}, n_envs=16)
+# A step so small that the actor doesn't run away before the critic knows the difference between two actions.
+_ACTOR_CRITIC_CARTPOLE = Preset(
+    "own tuning on jax:CartPole-v1, seeds 100 and up; never on those of the benchmarks",
+    200_000,
+    {"lr": linear(3e-4), "critic_lr": linear(1e-2), "gamma": 0.98, "ent_coef": 0.02},
+    n_envs=4,
+)
+
 PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
+    ("a2c", "CartPole-v1"): {"default": _A2C_CARTPOLE, "zoo": _A2C_CARTPOLE_ZOO},
+    ("a2c", "LunarLander-v3"): {"default": _A2C_LANDER},
+    ("a2c", "HalfCheetah-v[45]"): {"default": _A2C_MUJOCO},
+    ("a2c", "Hopper-v[45]"): {"default": _A2C_MUJOCO},
+    ("a2c", "ale:*"): {"default": _A2C_ATARI},
+    ("reinforce", "CartPole-v1"): {"default": _REINFORCE_CARTPOLE},
+    ("actor-critic", "CartPole-v1"): {"default": _ACTOR_CRITIC_CARTPOLE},
     ("q-learning", "CliffWalking-v1"): {"default": _CLIFF},
     ("q-learning", "FrozenLake*"): {"default": _LAKE},
     ("sarsa", "CliffWalking-v1"): {"default": _CLIFF, "expected": _CLIFF_EXPECTED},
@@ -195,17 +364,45 @@ PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
     ("ppo", "CartPole-v1"): {"default": _PPO_CARTPOLE, "cleanrl": _CLEANRL_CLASSIC},
     ("ppo", "Acrobot-v1"): {"default": _CLEANRL_CLASSIC},
     ("ppo", "Pendulum-v1"): {"default": _PPO_PENDULUM},
-    ("ppo", "HalfCheetah-v[45]"): {"default": _CLEANRL_MUJOCO},
-    ("ppo", "Hopper-v[45]"): {"default": _CLEANRL_MUJOCO},
+    ("ppo", "HalfCheetah-v[45]"): {"default": _CLEANRL_MUJOCO, **_PAPER},
+    ("ppo", "Hopper-v[45]"): {"default": _CLEANRL_MUJOCO, "sb3": _PPO_SB3, **_PAPER},
+    ("ppo", "InvertedPendulum-v[45]"): _PAPER,
+    ("ppo", "InvertedDoublePendulum-v[45]"): _PAPER,
+    ("ppo", "Reacher-v[45]"): _PAPER,
+    ("ppo", "Swimmer-v[45]"): _PAPER,
+    ("ppo", "Walker2d-v[45]"): _PAPER,
     ("ppo", "ale:*"): {"default": _PPO_ATARI},
+    ("trpo", "CartPole-v1"): {"default": _TRPO_CARTPOLE},
+    ("trpo", "LunarLander-v3"): {"default": _TRPO_LANDER},
+    ("trpo", "HalfCheetah-v[45]"): {"default": _TRPO_CHEETAH},
+    ("trpo", "Hopper-v[45]"): {"default": _TRPO_MUJOCO},
     ("dqn", "CartPole-v1"): {"default": _DQN_CARTPOLE, "zoo": _DQN_CARTPOLE_ZOO, "cleanrl": _DQN_CLEANRL},
     ("dqn", "Acrobot-v1"): {"default": _DQN_BOX2D},
-    ("dqn", "LunarLander-v3"): {"default": _DQN_BOX2D},
+    ("dqn", "LunarLander-v3"): {"default": _DQN_BOX2D, "slm": _DQN_SLM},
     ("dqn", "ale:*"): {"default": _DQN_ATARI, "nature": _DQN_NATURE},
+    ("ddpg", "FetchReach-v*"): {"default": _DDPG_FETCH},
+    ("ddpg", "Reach-v0"): {"default": _DDPG_REACH},
+    ("ddpg", "Pendulum-v1"): {"default": _DDPG_PENDULUM, "zoo": _DDPG_PENDULUM_ZOO},
+    ("ddpg", "MountainCarContinuous-v0"): {"default": _DDPG_MOUNTAIN},
+    ("ddpg", "HalfCheetah-v[45]"): {"default": _DDPG_MUJOCO},
+    ("ddpg", "Hopper-v[45]"): {"default": _DDPG_MUJOCO},
+    ("td3", "Pendulum-v1"): {"default": _TD3_PENDULUM, "zoo": _TD3_PENDULUM_ZOO},
+    ("td3", "MountainCarContinuous-v0"): {"default": _TD3_MOUNTAIN},
+    ("td3", "HalfCheetah-v[45]"): {"default": _TD3_MUJOCO, "paper": _TD3_PAPER, "cleanrl": _TD3_CLEANRL},
+    ("td3", "Hopper-v[45]"): {"default": _TD3_MUJOCO},
+    ("sac", "FetchReach-v*"): {"default": _SAC_FETCH},
+    ("sac", "Reach-v0"): {"default": _SAC_REACH},
     ("sac", "Pendulum-v1"): {"default": _SAC_PENDULUM},
     ("sac", "MountainCarContinuous-v0"): {"default": _SAC_MOUNTAIN},
-    ("sac", "HalfCheetah-v[45]"): {"default": _SAC_MUJOCO},
+    ("sac", "HalfCheetah-v[45]"): {"default": _SAC_MUJOCO, "dopamine": _SAC_DOPAMINE},
     ("sac", "Hopper-v[45]"): {"default": _SAC_MUJOCO},
+    ("tqc", "FetchReach-v*"): {"default": _TQC_FETCH},
+    ("tqc", "Pendulum-v1"): {"default": _TQC_PENDULUM},
+    ("tqc", "HalfCheetah-v[45]"): {"default": _TQC_MUJOCO, "paper": _TQC_PAPER_CHEETAH},
+    ("tqc", "Hopper-v[45]"): {"default": _TQC_HOPPER, "paper": _TQC_PAPER_HOPPER},
+    ("crossq", "Pendulum-v1"): {"default": _CROSSQ_PENDULUM},
+    ("crossq", "HalfCheetah-v[45]"): {"default": _CROSSQ_MUJOCO},
+    ("crossq", "Hopper-v[45]"): {"default": _CROSSQ_MUJOCO},
 }
 
 

@@ -14,6 +14,7 @@ from polyak.core import Transition
 
 Reals = Float[Array, "T *N"]
 Flags = Bool[Array, "T *N"]
+Masses = Float[Array, "*B M"]
 
 
 def discount(gamma: Any, terminated: Array) -> Array:
@@ -78,10 +79,43 @@ def n_step_return(gamma: Any, n: int, reward: Reals, next_value: Reals, terminat
     return total
 
 
+def quantile_huber_loss(quantiles: Float[Array, "*B M"], targets: Float[Array, "*B K"]) -> Float[Array, "*B M"]:
+    """The loss of each of M quantiles against K samples, Dabney et al. (2018), arXiv 1710.10044, eq. 9-10 with κ = 1.
+
+    u_mk = target_k − quantile_m,  τ_m = (2 m − 1) / 2 M:  the mean over k of |τ_m − 1(u < 0)| · (½ u² or |u| − ½)
+    """
+    M = quantiles.shape[-1]
+    tau = ((jnp.arange(M) + 0.5) / M).reshape((1,) * (quantiles.ndim - 1) + (M, 1))
+    u = targets[..., None, :] - quantiles[..., :, None]
+    size = jnp.abs(u)
+    huber = jnp.where(size <= 1.0, 0.5 * u**2, size - 0.5)
+    return (jnp.abs(tau - (u < 0)) * huber).mean(-1)
+
+
+def categorical_projection(z: Masses, p: Masses, v_min: Any, v_max: Any) -> Masses:
+    """A distribution of returns brought back to M evenly spaced atoms of [v_min, v_max]: Bellemare, Dabney & Munos
+    (2017), arXiv 1707.06887, eq. 7.
+
+    Each value z with its probability p, cut at the ends, is shared between the two atoms next to it, to the nearer one
+    the more. Mass is kept, and so is the mean where nothing was cut.
+    """
+    M = z.shape[-1]
+    at = (jnp.clip(z, v_min, v_max) - v_min) * (M - 1) / (v_max - v_min)  # in steps between atoms
+    atom = jnp.arange(M, dtype=z.dtype).reshape((1,) * (z.ndim - 1) + (M, 1))
+    return (jnp.clip(1.0 - jnp.abs(at[..., None, :] - atom), 0.0, 1.0) * p[..., None, :]).sum(-1)
+
+
 def explained_variance(target: Array, value: Array) -> Array:
     """1 − Var(target − value) / Var(target): 1 is perfect, ≤ 0 no better than a constant; NaN for a constant target."""
     spread = jnp.var(target)
     return jnp.where(spread > 0, 1.0 - jnp.var(target - value) / jnp.where(spread > 0, spread, 1.0), jnp.nan)
+
+
+def value_error(V: Array, G: Array, V_old: Array, clip: Any) -> Array:
+    """(V − G)², any shape; with `clip` the larger of this and the error of V brought within `clip` of V_old."""
+    if clip is None:
+        return (V - G) ** 2
+    return jnp.maximum((V - G) ** 2, (V_old + jnp.clip(V - V_old, -clip, clip) - G) ** 2)
 
 
 def standardised(A: Array) -> Array:
@@ -90,12 +124,15 @@ def standardised(A: Array) -> Array:
 
 
 __all__ = [
+    "categorical_projection",
     "discount",
     "ended",
     "explained_variance",
     "gae",
     "lambda_return",
     "n_step_return",
+    "quantile_huber_loss",
     "standardised",
     "td_target",
+    "value_error",
 ]

@@ -97,7 +97,8 @@ def schedule(flag: str, text: str) -> dict[str, Any] | None:
 
 
 def network(flag: str, text: str, init: str = "") -> Any:
-    """Sizes `256,256`, with an activation `256,256,relu`, `cnn` (2015) or `cnn2013`, as config.json holds it.
+    """Sizes `256,256`, with an activation `256,256,relu`, with a layer norm too `256,256,relu,layernorm`, `cnn` (2015)
+    or `cnn2013`, as config.json holds it.
 
     Args:
         init: how the dense layers are initialised where an activation is named; "" leaves the default.
@@ -106,13 +107,18 @@ def network(flag: str, text: str, init: str = "") -> Any:
     if word in _CNNS:
         return _CNNS[word]
     parts = [part.strip() for part in word.split(",") if part.strip()]
+    layer_norm = bool(parts) and parts[-1] == "layernorm" and bool(parts.pop())
     activation = parts.pop() if parts and parts[-1].isidentifier() else ""
     if not parts or any(part.isidentifier() for part in parts):
-        raise PolyakError(f"{flag} is {text!r}, and must be sizes such as 256,256 or 64,64,tanh, or cnn or cnn2013")
+        known = "256,256 or 64,64,tanh or 256,256,relu,layernorm, or cnn or cnn2013"
+        raise PolyakError(f"{flag} is {text!r}, and must be sizes such as {known}")
     sizes = [whole(flag, part) for part in parts]
+    if layer_norm and not activation:
+        raise PolyakError(f"{flag} is {text!r}: name the activation too, as in 256,256,relu,layernorm")
     if not activation:
         return tuple(sizes)
-    return {"network": "MLP", "sizes": sizes, "activation": activation} | ({"init": init} if init else {})
+    plan = {"network": "MLP", "sizes": sizes, "activation": activation} | ({"init": init} if init else {})
+    return plan | ({"layer_norm": True} if layer_norm else {})
 
 
 def features(flag: str, text: str) -> dict[str, Any]:
@@ -155,7 +161,7 @@ def field_value(flag: str, annotation: str, text: str, init: str = "") -> Any:
     if "int" in kinds and "float" not in kinds:
         return whole(flag, text)
     if choices := _choices(annotation):
-        return chosen(flag, text, choices)
+        return chosen(flag, text, (*choices, *(("none",) if "None" in kinds else ())))
     if _NUMBER.fullmatch(text.strip()):
         return number(flag, text)
     if "Schedule" in kinds and (found := schedule(flag, text)) is not None:
@@ -173,7 +179,7 @@ def metavar(annotation: str) -> str:
     """What stands for the value in a usage line."""
     kinds = _kinds(annotation)
     if choices := _choices(annotation):
-        return "{" + ",".join(choices) + "}"
+        return "{" + ",".join([*choices, *(["none"] if "None" in kinds else [])]) + "}"
     if "Any" in kinds:
         return "SIZES"
     if "Features" in kinds:

@@ -227,7 +227,9 @@ def test_the_value_may_move_no_further_than_its_clip_range(value, target, loss, 
     agent = PPO(network=(), normalize_advantage=False, clip_range_vf=0.2, max_grad_norm=None, vf_coef=1.0)
     state = begun(agent, Spec(OBS, Discrete(2), 1, 10_000))
     head = dataclasses.replace(state.params.critic.head, b=jnp.array([value]))
-    state = state._replace(params=state.params._replace(critic=dataclasses.replace(state.params.critic, head=head)))
+    state = state._replace(
+        params=dataclasses.replace(state.params, critic=dataclasses.replace(state.params.critic, head=head))
+    )
     batch = batch_of(state, jnp.zeros((1, 7)), jnp.zeros(1, int), [target], value=jnp.zeros(1))
     assert learned(agent, state, batch)[1]["train/value_loss"] == pytest.approx(loss, rel=1e-5)
     assert bool(gradient(agent, state, batch).critic.head.b[0] != 0) == moves
@@ -310,7 +312,7 @@ def test_one_update_equals_numpy(monkeypatch):
     after, metrics = updated(agent, state, rollout, jax.random.key(1))
 
     def tables(params):
-        actor, critic = params
+        actor, critic = params.actor, params.critic
         parts = (actor.torso.body.layers[0], actor.head, critic.torso.body.layers[0], critic.head)
         return [np.asarray(x, np.float64) for part in parts for x in (part.W, part.b)]
 
@@ -350,7 +352,7 @@ def test_the_poison_of_a_reset_observation_reaches_no_advantage(monkeypatch):
         state = jax.jit(lambda keys, v=vector, s=spec: init(agent, v, s, *keys))(agent_key(0))
         critic = state.agent.params.critic
         head = dataclasses.replace(critic.head, W=jnp.array([[1e6], [7.0]]), b=jnp.zeros(1))
-        params = state.agent.params._replace(critic=dataclasses.replace(critic, head=head))
+        params = dataclasses.replace(state.agent.params, critic=dataclasses.replace(critic, head=head))
         state = state._replace(agent=state.agent._replace(params=params))
         _, rollout, _ = interact(agent, vector, spec, state)
         with monkeypatch.context() as patch:
@@ -433,6 +435,63 @@ def test_a_shared_torso_is_one_network():
     assert (np.asarray(torso) != 0).any()  # the value's gradient reaches the torso that acts
 
 
+# ------------------------------------------------------------------------------------------------ the KL penalty
+
+
+@pytest.mark.reuses_keys
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_the_penalty_is_the_divergence_from_the_old_policy(kind):
+    """L = E[ρ A] − β E[KL(π_old ‖ π)]: its gradient is that of both parts, the KL in closed form and this direction."""
+    agent = dataclasses.replace(PLAIN, clip_range=None, kl_coef=0.7, normalize_advantage=False, vf_coef=0.0)
+    old = moved(begun(agent, spec_of(ACTIONS[kind])))
+    new = moved(old, 0.3, 4)
+    rng = np.random.default_rng(0)
+    obs = observations(rng, (6,))
+    pi = old.params.actor(obs)
+    action = pi.sample(jax.random.key(1))
+    batch = batch_of(old, obs, action, np.float32(rng.normal(size=6)))._replace(pi=pi)
+
+    def objective(actor):
+        rho = jnp.exp(actor(obs).log_prob(action) - batch.log_prob)
+        return -(rho * batch.advantage).mean() + 0.7 * pi.kl(actor(obs)).mean()
+
+    expected = jax.grad(objective)(new.params.actor)
+    found = gradient(agent, new, batch).actor
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected)
+
+
+@pytest.mark.reuses_keys
+def test_the_weight_of_the_penalty_follows_the_divergence():
+    """β halves below d_targ / 1.5, doubles above 1.5 d_targ, and rests between; the KL is that of the whole rollout."""
+    state = begun(PLAIN, spec_of(Discrete(4)))
+    rollout = acted(PLAIN, state, np.random.default_rng(1))
+    for lr, d_targ, factor in ((0.0, 1e-3, 0.5), (0.05, 1e-7, 2.0)):
+        agent = dataclasses.replace(PLAIN, kl_coef=0.4, d_targ=d_targ, lr=lr, clip_range=None)
+        after, metrics = updated(agent, begun(agent, spec_of(Discrete(4))), rollout, jax.random.key(1))
+        assert_allclose(after.beta, 0.4 * factor, rtol=1e-6)
+        assert_allclose(metrics["train/kl_coef"], 0.4, rtol=1e-6)  # the weight that this update was made with
+    agent = dataclasses.replace(agent, d_targ=float(metrics["train/kl_divergence"]))
+    after, _ = updated(agent, begun(agent, spec_of(Discrete(4))), rollout, jax.random.key(1))
+    assert_allclose(after.beta, 0.4, rtol=1e-6)
+    seen = rollout.steps.obs
+    kl = begun(agent, spec_of(Discrete(4))).params.actor(seen).kl(after.params.actor(seen)).mean()
+    assert_allclose(metrics["train/kl_divergence"], kl, rtol=1e-4)
+
+
+@pytest.mark.reuses_keys
+def test_a_heavy_penalty_keeps_the_policy_near():
+    """Ten epochs with a large step: the divergence falls as β grows."""
+    agent = dataclasses.replace(PLAIN, epochs=10, lr=0.02, clip_range=None)
+    rollout = acted(agent, begun(agent, spec_of(Discrete(4))), np.random.default_rng(1))
+
+    def divergence(beta):
+        other = dataclasses.replace(agent, kl_coef=beta)
+        _, metrics = updated(other, begun(other, spec_of(Discrete(4))), rollout, jax.random.key(1))
+        return float(metrics["train/kl_divergence"])
+
+    assert divergence(0.0) > divergence(1.0) > 1.5 * divergence(10.0) > 3 * divergence(100.0) > 0
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
@@ -443,6 +502,8 @@ def test_a_shared_torso_is_one_network():
         ({"adam_eps": 0.0}, "adam_eps is 0"),
         ({"gamma": 1.5}, "gamma is 1.5"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"d_targ": 0.01}, "d_targ adapts β: give its start, kl_coef, too"),
+        ({"kl_coef": -1.0}, "kl_coef is -1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, sentence):

@@ -16,7 +16,7 @@ from polyak.agents.sac import SAC
 from polyak.core import Counter, Rollout, Spec, Transition, hyper
 from polyak.dists import TanhNormal
 from polyak.errors import PolyakError
-from polyak.spaces import Box, Discrete, MultiDiscrete
+from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 B, D, A = 7, 5, 2  # batch, observation, action: coprime
 SPEC = Spec(Box(-1.0, 1.0, (D,)), Box(-1.0, 1.0, (A,)), 3, 1000)
@@ -222,7 +222,10 @@ class Parabola:
 
     c: Any
 
-    def __call__(self, obs, action):
+    def torso(self, obs):
+        return obs
+
+    def given(self, features, action):
         return -self.c * (action**2).sum(-1) / 2
 
 
@@ -315,12 +318,88 @@ def test_the_variance_of_sde():
     assert_allclose(np.einsum("f,nfa->na", np.asarray(f)[0], np.asarray(W)).var(0), expected[0], rtol=0.04)
 
 
+# ------------------------------------------------------------------------------------------------ discrete actions
+
+
+def discrete(n_obs, n_actions, **fields):
+    """A linear agent on one-hot observations, which is a table, and its state."""
+    agent = SAC(network=(), buffer_size=10, **fields)
+    spec = Spec(Discrete(n_obs), Discrete(n_actions), 1, 100)
+    return agent, jax.jit(lambda key: agent.init(key, spec))(jax.random.key(0))
+
+
+def learned_for(agent, state, batch, n):
+    def step(state, key):
+        return agent.learn(state, batch, key)[0], (jnp.exp(state.log_alpha),)
+
+    return jax.jit(lambda s, k: jax.lax.scan(step, s, k))(state, jax.random.split(jax.random.key(1), n))
+
+
+@pytest.mark.parametrize(("entropy", "alpha", "p"), [(0.3, 0.4297262042, 0.9110937), (0.5, 0.7204048031, 0.8002901)])
+def test_the_temperature_of_a_discrete_bandit_is_found(entropy, alpha, p):
+    """§8.5: rewards (1, 0). π = softmax(r / α) has the wanted entropy at one α alone."""
+    agent, state = discrete(1, 2, lr=0.01, target_entropy=entropy, ent_coef_init=0.2)
+    zero, end = jnp.zeros(2, jnp.int32), jnp.ones(2, bool)
+    batch = Transition(zero, jnp.arange(2), jnp.array([1.0, 0.0]), zero, end, ~end)
+    state, (alphas,) = learned_for(agent, state, batch, 4000)
+    assert_allclose(alphas[-500:].mean(), alpha, rtol=0.01)
+    assert_allclose(jax.nn.softmax(state.actor(zero[:1]).logits)[0, 0], p, rtol=0.01)
+
+
+def test_soft_values_of_a_known_mdp_are_found():
+    """§8.1: the 2×2 control problem's soft optimum at α = 0.5, from exact expected batches."""
+    P = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.6, 0.4]]])
+    r = np.array([[1.0, 0.0], [0.0, 2.0]])
+    expected = [[12.9274080909, 12.6184309704], [12.5197134162, 14.2235607535]]
+    rows = [(s, a, t) for s in range(2) for a in range(2) for t in range(2) for _ in range(round(10 * P[s, a, t]))]
+    s, a, t = (jnp.array(x, jnp.int32) for x in zip(*rows, strict=True))
+    end = jnp.zeros(len(rows), bool)
+    batch = Transition(s, a, jnp.float32(r[np.asarray(s), np.asarray(a)]), t, end, end)
+    agent, state = discrete(2, 2, gamma=0.9, ent_coef=0.5, tau=0.05)
+    for lr in (0.1, 0.01, 0.002):
+        state, _ = learned_for(dataclasses.replace(agent, lr=lr), state, batch, 3000)
+    for Q in state.critics:
+        assert_allclose(Q(jnp.arange(2)), expected, atol=0.1)
+    pi = jax.nn.softmax(state.actor(jnp.arange(2)).logits)
+    assert_allclose(pi, [[0.64975313, 0.35024687], [0.03205585, 0.96794415]], atol=0.01)
+
+
+@pytest.mark.reuses_keys
+def test_forbidden_actions_are_neither_taken_nor_valued():
+    """CT17: nothing of a masked action enters the target, the actor's loss, the entropy or a draw, warm-up included."""
+    spec = Spec(Dict({"action_mask": MultiBinary(3), "x": Box(-1.0, 1.0, (2,))}), Discrete(3), 4, 100)
+    agent = SAC(network=(4,), buffer_size=10, learning_starts=0)
+    state = jax.jit(lambda key: agent.init(key, spec))(jax.random.key(0))
+    rng = np.random.default_rng(0)
+    mask = jnp.tile(jnp.array([1, 0, 1], jnp.int32), (6, 1))
+    obs = {"action_mask": mask, "x": jnp.float32(rng.normal(size=(6, 2)))}
+    for start in (0, 1000):
+        actor = dataclasses.replace(agent, learning_starts=start)
+        drawn = [actor.act(state, obs, jax.random.key(i), (), explore=True)[0] for i in range(20)]
+        assert not (np.asarray(drawn) == 1).any()
+    end = jnp.zeros(6, bool)
+    batch = Transition(obs, jnp.zeros(6, jnp.int32), jnp.ones(6), obs, end, end)
+    learn = jax.jit(lambda s: agent.learn(s, batch, jax.random.key(0)))
+
+    def raised(critics):
+        return tuple(
+            dataclasses.replace(Q, head=dataclasses.replace(Q.head, b=Q.head.b.at[1].add(1e3))) for Q in critics
+        )
+
+    _, plain = learn(state)
+    _, other = learn(state._replace(critics=raised(state.critics), targets=raised(state.targets)))
+    for tag in plain:
+        assert_allclose(other[tag], plain[tag], rtol=1e-5)
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
-@pytest.mark.parametrize("action", [Discrete(3), MultiDiscrete((2, 2)), Box(-math.inf, math.inf, (2,))])
+@pytest.mark.parametrize("action", [MultiDiscrete((2, 2)), Box(-math.inf, math.inf, (2,))])
 def test_other_actions_are_refused_with_the_agents_that_take_them(action):
-    with pytest.raises(PolyakError, match="it takes Box with finite bounds; PPO takes every Box, Discrete"):
+    with pytest.raises(
+        PolyakError, match=r"it takes Box with finite bounds, and Discrete.*PPO.* can take such a space"
+    ):
         PLAIN.init(jax.random.key(0), Spec(SPEC.obs, action, 1, 100))
 
 

@@ -15,7 +15,7 @@ from polyak.envs.classic import WORLDS, CartPole, GridWorld, Pendulum
 from polyak.envs.probes import PROBES, Counting, Forever, Target
 from polyak.envs.vector import Vector, world_action
 from polyak.errors import PolyakError
-from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple, agent_action_space
+from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple, agent_action_space, leaves
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -217,7 +217,9 @@ def test_stepping_one_call_at_a_time_equals_a_scan(name: str, n: int) -> None:
         vstate, obs, out = step(vector, vstate, action, key)
         rows.append(Record(before, action, *out[:1], out.next_obs, *out[2:], obs))
     for name_, each in zip(Record._fields, zip(*rows, strict=True), strict=True):
-        assert_array_equal(np.stack(each), getattr(scanned, name_), err_msg=name_)
+        together = jax.tree.map(lambda *x: np.stack(x), *each)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(getattr(scanned, name_)), strict=True):
+            assert_array_equal(a, b, err_msg=name_)
 
 
 @pytest.mark.parametrize("name", sorted(EVERY_WORLD))
@@ -236,9 +238,9 @@ def test_shapes_and_types_are_those_of_the_spaces_and_do_not_drift(name: str) ->
 
         assert kinds(vstate) == kinds(after)
         assert kinds(obs) == kinds(follow) == kinds(out.next_obs)
-        space = plain.obs_space
-        assert obs.shape == (3, *space.shape)
-        assert obs.dtype == space.dtype
+        for (_, space), leaf in zip(leaves(plain.obs_space), jax.tree.leaves(obs), strict=True):
+            assert leaf.shape == (3, *space.shape)
+            assert leaf.dtype == space.dtype
         assert out.reward.shape == out.episode_return.shape == (3,)
         assert out.reward.dtype == jnp.float32
         assert out.terminated.dtype == out.truncated.dtype == bool
@@ -249,12 +251,12 @@ def test_shapes_and_types_are_those_of_the_spaces_and_do_not_drift(name: str) ->
 def test_observations_stay_in_their_space(name: str) -> None:
     vector = Vector(EVERY_WORLD[name](), 3)
     record = recorded(vector, 0, 120)
-    space = vector.obs_space
-    low, high = space.bounds if isinstance(space, Box) else (np.zeros(()), np.full((), space.n - 1))
-    for seen in (record.obs, record.next_obs):
-        assert (seen >= low[None, None]).all()
-        assert (seen <= high[None, None]).all()
-        assert np.isfinite(seen).all()
+    for i, (_, space) in enumerate(leaves(vector.obs_space)):
+        low, high = space.bounds if isinstance(space, Box) else (np.zeros(()), np.full((), space.n - 1))
+        for seen in (jax.tree.leaves(record.obs)[i], jax.tree.leaves(record.next_obs)[i]):
+            assert (seen >= low[None, None]).all()
+            assert (seen <= high[None, None]).all()
+            assert np.isfinite(seen).all()
 
 
 # Actions

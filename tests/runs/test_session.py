@@ -15,7 +15,24 @@ import pytest
 from gymnasium import spaces as gs
 
 import polyak
-from polyak import DQN, PPO, SAC, SARSA, TD, DynaQ, MonteCarlo, Normalised, QLearning
+from polyak import (
+    DDPG,
+    DQN,
+    PPO,
+    REINFORCE,
+    SAC,
+    SARSA,
+    TD,
+    TD3,
+    TQC,
+    TRPO,
+    ActorCritic,
+    CrossQ,
+    DynaQ,
+    MonteCarlo,
+    Normalised,
+    QLearning,
+)
 from polyak.envs.host import HostVector, episode_seed
 from polyak.errors import PolyakError, RunError
 from polyak.runs import callbacks as cb
@@ -43,6 +60,17 @@ class Case:
 
 CASES = {
     "ppo": Case(ON_POLICY, "CartPole-v1", (37, 32), {"n_envs": 2, "seeds": 2, "steps": 256}),
+    "trpo": Case(
+        TRPO(rollout_length=32, batch_size=32, critic_epochs=2, network=SMALL),
+        "CartPole-v1", (37, 32), {"n_envs": 2, "seeds": 2, "steps": 256},
+    ),
+    "reinforce": Case(
+        REINFORCE(rollout_length=16, horizon=10, discounted=True, baseline="value", network=SMALL), "CartPole-v1",
+        (37, 32), {"n_envs": 2, "steps": 256},
+    ),
+    "actor-critic": Case(
+        ActorCritic(rollout_length=8, network=SMALL), "Pendulum-v1", (50, 40), {"n_envs": 2, "steps": 256},
+    ),
     "dqn": Case(
         DQN(rollout_length=4, batch_size=16, buffer_size=128, learning_starts=32, network=SMALL, eps_steps=150,
             target_update_interval=40),
@@ -50,6 +78,23 @@ CASES = {
     ),
     "sac": Case(
         SAC(rollout_length=2, updates_per_step=0.5, batch_size=16, buffer_size=64, learning_starts=32, network=SMALL),
+        "Pendulum-v1", (101, 60), {"steps": 240},
+    ),
+    "ddpg": Case(
+        DDPG(batch_size=16, buffer_size=64, learning_starts=32, network=SMALL, noise="ou"),
+        "Pendulum-v1", (101, 60), {"steps": 240},
+    ),
+    "td3": Case(
+        TD3(rollout_length=3, batch_size=16, buffer_size=64, learning_starts=32, network=SMALL),
+        "Pendulum-v1", (101, 60), {"steps": 240},
+    ),
+    "tqc": Case(
+        TQC(n_quantiles=5, batch_size=16, buffer_size=64, learning_starts=32, network=SMALL),
+        "Pendulum-v1", (101, 60), {"steps": 240},
+    ),
+    "crossq": Case(
+        CrossQ(batch_size=16, buffer_size=64, learning_starts=32, network=SMALL, critic_network=SMALL,
+               renorm_warmup=50),
         "Pendulum-v1", (101, 60), {"steps": 240},
     ),
     "q-learning": Case(QLearning(lr=0.5), "CliffWalking-v1", (151, 60), {"seeds": 2, "steps": 300}),

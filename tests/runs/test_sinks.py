@@ -71,7 +71,7 @@ def play(metrics, first, last):
                 values["eval/mean_reward"] = -float(i)
                 metrics.evaluation(seed, 100 * i, [i, i + 1.0], [5, 6], [0.0, 1.0])
             metrics.log(seed, 100 * i, 0.25 * i, values)
-            metrics.episodes(seed, [(i + 0.5, 7, 0.25 * i)])
+            metrics.episodes(seed, [(i + 0.5, 7, 0.25 * i, i % 2)])
 
 
 def opened(run, told=None, **options):
@@ -116,7 +116,7 @@ def test_all_files_hold_the_rows(tmp_path):
     assert progress[7]["time/total_timesteps"] == "700"
     monitor = (tmp_path / "seed_0" / "monitor.csv").read_text().splitlines()
     assert json.loads(monitor[0][1:])["env_id"] == "CartPole-v1"
-    assert monitor[1:3] == ["r,l,t", "0.500000,7,0.000000"]
+    assert monitor[1:3] == ["r,l,t,env", "0.500000,7,0.000000,0"]
     assert len(monitor) == 10
     with np.load(tmp_path / "seed_0" / "evaluations.npz", allow_pickle=False) as data:
         assert data["timesteps"].tolist() == [300, 700]
@@ -191,7 +191,7 @@ def test_tags_in_cleanrls_words(tmp_path):
 def test_hostile_values_stay_inside_their_cells(tmp_path):
     metrics = sinks.Metrics(tmp_path, [0], "x\n\x1b[2J", notify=print)
     metrics.log(0, 1, 1.0, {"note": '=cmd|"\n', "x": float("inf"), "n": np.int64(2**40)})
-    metrics.episodes(0, [(1.0, 2, 3.0)])
+    metrics.episodes(0, [(1.0, 2, 3.0, 0)])
     metrics.close()
     (row,) = rows(tmp_path / "metrics.jsonl")
     assert "x" not in row
@@ -268,7 +268,7 @@ def test_a_disk_with_room_again_is_used_again(tmp_path, monkeypatch):
     lines = rows(tmp_path / "metrics.jsonl")  # every line is valid JSON
     assert 0 < metrics.dropped["metrics.jsonl"] == 40 - len(lines)
     for path in tmp_path.glob("seed_*/monitor.csv"):
-        assert all(line.count(",") == 2 for line in path.read_text().splitlines()[1:])
+        assert all(line.count(",") == 3 for line in path.read_text().splitlines()[1:])
     assert len([t for t in told if t.startswith("metrics.jsonl cannot")]) == 1
 
 

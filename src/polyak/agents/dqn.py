@@ -1,5 +1,6 @@
 """DQN: deep Q-learning. Mnih et al. (2013), arXiv 1312.5602; Mnih et al. (2015), Nature 518.
-Double DQN: van Hasselt, Guez & Silver (2016), arXiv 1509.06461.
+Double: van Hasselt, Guez & Silver (2016), arXiv 1509.06461. Prioritised: Schaul et al. (2016), arXiv 1511.05952.
+Dueling: Wang et al. (2016), arXiv 1511.06581.
 
 A network Q_θ fits Bellman's optimality equation on transitions replayed at random; targets come from an older copy θ′:
 
@@ -8,9 +9,13 @@ A network Q_θ fits Bellman's optimality equation on transitions replayed at ran
     θ ← θ − lr ∇ E[ ℓ(Q_θ(s, a) − y) ],   ℓ(δ) = ½ δ² for |δ| ≤ 1, else |δ| − ½   (Huber)      (3)
     θ′ ← τ θ + (1 − τ) θ′     every `target_update_interval` steps; τ = 1 copies              (4)
     a  = argmax_a Q_θ(s, a), or any action with probability ε                                 (5)
+    r is Σ_{i<k} γⁱ r_i, γ is γᵏ, and s′ stands k ≤ `n_step` steps later                      (6)
+    i is drawn with P(i) ∝ (|δ_i| + 10⁻⁴)^α                       where `prioritised` is α    (7)
+    ℓ(δ_i) is weighed with (M P(i))^−β over the greatest weight of the batch                  (8)
+    Q(s, a) = V(s) + A(s, a) − mean_a′ A(s, a′)                        where `dueling`        (9)
 
 Differs from the papers: Adam instead of RMSProp; gradients are clipped by their norm; the error may be squared instead
-of Huber's (`loss`). ε and θ′ change between rollouts, at most once in each.
+of Huber's (`loss`); V and A are linear in the same features. ε and θ′ change between rollouts, at most once in each.
 
 Takes: any observations; actions Discrete, masked or not.
 """
@@ -36,11 +41,11 @@ from polyak.core import (
     refuse_actions,
     require,
 )
-from polyak.dists import mask_of
+from polyak.dists import mask_of, masked
 from polyak.explore import epsilon_greedy_choice
-from polyak.heads import Value
+from polyak.heads import Dueling, Value
 from polyak.optim import Linear, Schedule, adam, descend, now, polyak
-from polyak.replay import check_rhythm, replay_update, ring
+from polyak.replay import UNIFORM, Drawn, Sampling, check_rhythm, replay_update, ring
 from polyak.returns import td_target
 from polyak.spaces import Discrete
 
@@ -48,8 +53,8 @@ _NETWORK = nets.MLP((64, 64), "relu", "uniform")
 
 
 class State(NamedTuple):
-    Q: Value  # θ: observation ↦ one value per action
-    Q_target: Value  # θ′
+    Q: Value | Dueling  # θ: observation ↦ one value per action
+    Q_target: Value | Dueling  # θ′
     opt: Any  # Adam's moments
     replay: Any  # transitions, for the whole run
     steps: Counter  # environment steps so far
@@ -59,6 +64,7 @@ class State(NamedTuple):
 class DQN:
     # objective
     gamma: float | Schedule = 0.99  # discount γ per step
+    n_step: int = 1  # rewards in a target before the value of a successor; fewer where the episode ends
     double: bool = False  # the online network chooses the action that the target network values
     loss: Literal["huber", "squared"] = "huber"  # ℓ
     # exploration
@@ -70,6 +76,8 @@ class DQN:
     updates_per_step: Rhythm = 0.25  # gradient steps per environment step
     batch_size: int = 32  # transitions per gradient step
     buffer_size: int = 1_000_000  # transitions kept
+    prioritised: float | None = None  # α: 0 draws all transitions equally often, 1 in proportion to |δ|; none: uniform
+    is_beta: float | Schedule = 0.4  # with prioritised: β, 1 makes up for the uneven draw in full, 0 not at all
     learning_starts: int = 100  # environment steps before the first gradient step; actions are random until then
     tau: float | Schedule = 1.0  # τ: 1 copies the network
     target_update_interval: int = 10_000  # environment steps between target updates; at most one per rollout
@@ -78,6 +86,7 @@ class DQN:
     adam_eps: float = 1e-8  # ε in Adam's denominator
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 64,64 ReLU, and a CNN for images
+    dueling: bool = False  # the network gives V and A, of which Q is the sum
 
     on_policy: ClassVar[bool] = False
 
@@ -86,7 +95,8 @@ class DQN:
             self, gamma=(0, 1), tau=(0, 1), eps_start=(0, 1), eps_end=(0, 1), lr=(0, jnp.inf), eps_steps=(1, 1 << 40)
         )
         in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24))
+        in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24), n_step=(1, 1 << 10))
+        in_range(self, prioritised=(0, 1), is_beta=(0, 1))
         in_range(self, max_grad_norm=(1e-8, jnp.inf), adam_eps=(1e-20, 1))  # ε = 0 gives NaN where there is no gradient
         require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
 
@@ -96,15 +106,15 @@ class DQN:
         check_rhythm("DQN", self, spec.n_envs)
         k_torso, k_head = jax.random.split(key)
         torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)
-        Q = Value.init(k_head, torso, spec.obs, spec.action.n, "uniform")
-        replay = ring(spec, self.buffer_size, self.rollout_length)
+        Q = (Dueling if self.dueling else Value).init(k_head, torso, spec.obs, spec.action.n, "uniform")  # (9)
+        replay = ring(spec, self.buffer_size, self.rollout_length, prioritised=self.prioritised is not None)
         return State(Q, Q, self._rule().init(Q), replay, Counter.of(0))
 
     def memory(self, spec: Spec) -> tuple[()]:
         return ()
 
     def act(self, state: State, obs: Any, key: Array, memory: Any, *, explore: bool) -> tuple[Any, Any]:
-        Q = _allowed(state.Q(obs), obs)
+        Q = masked(state.Q(obs), obs)
         if not explore:
             return jnp.argmax(Q, axis=-1).astype(jnp.int32), memory
         return epsilon_greedy_choice(key, Q, self._epsilon(state), mask_of(obs)), memory  # (5)
@@ -114,25 +124,29 @@ class DQN:
         T, N = leading(rollout.steps, 2)
         due = state.steps.crossed(T * N, self.target_update_interval)
         Q_target = lax.cond(due, lambda s: polyak(s.Q_target, s.Q, self.tau), lambda s: s.Q_target, state)  # (4)
-        state, metrics = replay_update(self, state._replace(Q_target=Q_target), rollout, key)
+        state, view = state._replace(Q_target=Q_target), Sampling(self.n_step, self.prioritised, self.is_beta)
+        state, metrics = replay_update(self, state, rollout, key, view)  # (6) (7) (8)
         return state, metrics | {"rollout/exploration_rate": self._epsilon(state)}
 
-    def learn(self, state: State, batch: Transition, key: Array) -> tuple[State, Metrics]:
+    def learn(self, state: State, batch: Transition, key: Array, drawn: Drawn = UNIFORM) -> tuple[State, Metrics]:
         """One gradient step on a batch of transitions."""
-        Q_next = _allowed(state.Q_target(batch.next_obs), batch.next_obs)
-        best = _allowed(state.Q(batch.next_obs), batch.next_obs) if self.double else Q_next
+        Q_next = masked(state.Q_target(batch.next_obs), batch.next_obs)
+        best = masked(state.Q(batch.next_obs), batch.next_obs) if self.double else Q_next
         V_next = jnp.take_along_axis(Q_next, jnp.argmax(best, axis=-1)[:, None], axis=-1)[:, 0]
-        y = td_target(self.gamma, batch.reward, batch.terminated, V_next)  # (1) (2)
+        y = td_target(self.gamma**drawn.k, batch.reward, batch.terminated, V_next)  # (1) (2) (6)
 
-        def loss(Q: Value) -> tuple[Array, Array]:
+        def loss(Q: Any) -> tuple[Array, tuple[Array, Array]]:
             Q_sa = jnp.take_along_axis(Q(batch.obs), batch.action[:, None], axis=-1)[:, 0]
             delta = Q_sa - y
             error = optax.losses.huber_loss(delta) if self.loss == "huber" else 0.5 * delta**2
-            return error.mean(), Q_sa.mean()
+            return (drawn.weight * error).mean(), (Q_sa.mean(), abs(delta))  # (8)
 
-        (value, Q_mean), grads = jax.value_and_grad(loss, has_aux=True)(state.Q)
+        (value, (Q_mean, error)), grads = jax.value_and_grad(loss, has_aux=True)(state.Q)
         Q, opt = descend(self._rule(), self.lr, grads, state.opt, state.Q)  # (3)
-        return state._replace(Q=Q, opt=opt), {"train/loss": value, "train/q_mean": Q_mean}
+        metrics = {"train/loss": value, "train/q_mean": Q_mean}
+        return state._replace(Q=Q, opt=opt), metrics if self.prioritised is None else metrics | {
+            "train/td_error": error
+        }
 
     def _epsilon(self, state: State) -> Array:
         """ε at this point of the run; 1 before learning starts."""
@@ -141,9 +155,3 @@ class DQN:
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm, self.adam_eps)
-
-
-def _allowed(Q: Array, obs: Any) -> Array:
-    """Values with −1e9 where the observation's mask forbids the action."""
-    mask = mask_of(obs)
-    return Q if mask is None else jnp.where(mask > 0, Q, -1e9)

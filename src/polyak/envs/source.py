@@ -7,6 +7,8 @@
 - an instance, a factory (of single environments or of vectors), a Gymnasium vector env, or a JAX world.
 """
 
+import contextlib
+import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,14 @@ if TYPE_CHECKING:
     from polyak.envs.host import HostVector
 
 # The extra that holds each package.
-_EXTRAS = {"mujoco": "mujoco", "ale_py": "atari", "box2d": "box2d", "envpool": "envpool", "pygame": "video"}
+_EXTRAS = {
+    "gymnasium_robotics": "robotics", "mujoco": "mujoco", "ale_py": "atari", "box2d": "box2d", "envpool": "envpool",
+    "pygame": "video",
+}  # fmt: skip
 _ALE_IDS = re.compile(r"^ALE/|NoFrameskip-v|Deterministic-v")
+_ROBOTICS_IDS = re.compile(
+    r"^(Fetch(Reach|Push|Slide|PickAndPlace)|Hand(Reach|Manipulate)|AdroitHand|(Point|Ant)Maze_)"
+)
 _LATER = ("gymnax", "brax")
 _DEADLINE_S = 60.0
 ENDLESS = 1_000  # steps of an evaluation episode in an environment that says it has no time limit
@@ -43,6 +51,7 @@ class Source:
         frames: k where an observation is k frames stacked on the last axis, else 0.
         n_envs: the only number of environments that this source has (1 for an instance), None for any number.
         once: whether the environments exist once, so that only one seed can train on them.
+        goal_reward: (achieved, desired) ↦ reward of one pair of goals, None where it is not known.
         evaluates: whether it can make environments for evaluation besides those for training.
     """
 
@@ -60,8 +69,9 @@ class Source:
         n_envs: int | None = None,
         own_action_space: Any = None,
         once: bool = False,
+        goal_reward: Any = None,
     ) -> None:
-        self.once, self._own_action_space = once, own_action_space
+        self.once, self._own_action_space, self.goal_reward = once, own_action_space, goal_reward
         self.id, self.kind, self.world = id, "host" if world is None else "jax", world
         self.obs_space, self.action_space = spaces
         self.kwargs, self.frames, self.n_envs = dict(kwargs or {}), frames, n_envs
@@ -228,7 +238,8 @@ def _compiled(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
 
 
 def _world(id: str, world: Any, kwargs: dict[str, Any]) -> Source:
-    return Source(id, (world.obs_space, agent_action_space(world.action_space)), world=world, kwargs=kwargs)
+    spaces, reward = (world.obs_space, agent_action_space(world.action_space)), getattr(world, "goal_reward", None)
+    return Source(id, spaces, world=world, kwargs=kwargs, goal_reward=reward)
 
 
 def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
@@ -238,6 +249,8 @@ def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
         import ale_py
 
         gym.register_envs(ale_py)
+    if _ROBOTICS_IDS.search(name) and name not in gym.registry:
+        _register_robotics(gym, name)
     try:
         gym.spec(name)
     except gym.error.Error as error:
@@ -251,6 +264,15 @@ def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
 
     remake = make if _ALE_IDS.search(name) else _bounded(make, ENDLESS)
     return _singles(name, make, remake, kwargs, deadline, video=_with_mode(make))
+
+
+def _register_robotics(gym: Any, name: str) -> None:
+    _need("gymnasium_robotics", name)
+    # Importing it prints a notice about its AdroitHand environments, which is of no use to others.
+    loud = name.startswith("AdroitHand")
+    with contextlib.nullcontext() if loud else contextlib.redirect_stderr(io.StringIO()):
+        import gymnasium_robotics
+    gym.register_envs(gymnasium_robotics)
 
 
 def _bounded(make: Make, most: int) -> Make:
@@ -422,11 +444,13 @@ def _singles(
     owned: bool = True,
 ) -> Source:
     """A source of single environments for `HostVector`; without a probe, one is made to read the spaces."""
+    from polyak.envs.goals import goal_reward
     from polyak.envs.gymspaces import our_space
     from polyak.envs.host import HostVector, Tier
 
     env = make() if probe is None else probe
     spaces = our_space(env.observation_space, name), our_space(env.action_space, name, action=True)
+    reward = goal_reward(env, name, spaces[0])
     frames = getattr(getattr(env, "unwrapped", env), "polyak_frames", 0)
     if probe is None:
         env.close()
@@ -446,7 +470,7 @@ def _singles(
 
     both = {"train": train, "evaluation": None if remake is None else evaluation}
     about: dict[str, Any] = {"kwargs": kwargs, "frames": frames, "n_envs": n_envs, "once": not owned}
-    return Source(name, spaces, **both, video=video, own_action_space=env.action_space, **about)
+    return Source(name, spaces, **both, video=video, own_action_space=env.action_space, goal_reward=reward, **about)
 
 
 def _vectors(env: Any, make: Make | None, deadline: float) -> Source:

@@ -38,6 +38,9 @@ class World(Protocol):
 
     A world whose action bounds are float fields also has `action_bounds() -> (low, high)`, which gives them as they
     are inside a traced program, where the (static) space can only show their nominal values.
+
+    A world with goals has an observation Dict(observation, achieved_goal, desired_goal) and `goal_reward(achieved,
+    desired) -> reward`, and may say with `success(obs) -> bool` whether an episode that ends with obs succeeded.
     """
 
     @property
@@ -126,6 +129,11 @@ class Vector:
         )
         after = VectorState(where(end, fresh_s, s), jnp.where(end, 0, t), jnp.where(end, 0.0, episode_return))
         return after, where(end, fresh_obs, next_obs), outcome
+
+    def success(self, obs: Any) -> Array:
+        """Whether episodes that end with obs [N, ...] succeeded, [N] float32; NaN where the world doesn't say."""
+        says = getattr(self.world, "success", None)
+        return jnp.full(self.n_envs, jnp.nan) if says is None else jax.vmap(says)(obs).astype(jnp.float32)
 
     def _keys(self, key: Array) -> Array:
         """One key per environment: those of `jax.random.split(key, N)`."""

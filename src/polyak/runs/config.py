@@ -8,22 +8,32 @@ import jax
 import numpy as np
 
 from polyak import catalogue, nets, optim
+from polyak.agents.a2c import A2C
+from polyak.agents.actor_critic import ActorCritic
+from polyak.agents.crossq import CrossQ
+from polyak.agents.ddpg import DDPG
 from polyak.agents.dqn import DQN
 from polyak.agents.dyna_q import DynaQ
 from polyak.agents.monte_carlo import MonteCarlo
 from polyak.agents.ppo import PPO
 from polyak.agents.q_learning import QLearning
+from polyak.agents.reinforce import REINFORCE
 from polyak.agents.sac import SAC
 from polyak.agents.sarsa import SARSA
 from polyak.agents.td import TD
+from polyak.agents.td3 import TD3
+from polyak.agents.tqc import TQC
+from polyak.agents.trpo import TRPO
 from polyak.errors import RunError
 from polyak.mdp.features import FEATURES
 from polyak.normalise import Normalised
 from polyak.presets import preset
 
 AGENTS: dict[str, Any] = {
-    "ppo": PPO, "dqn": DQN, "sac": SAC, "q-learning": QLearning, "sarsa": SARSA, "td": TD, "monte-carlo": MonteCarlo,
-    "dyna-q": DynaQ,
+    "reinforce": REINFORCE, "actor-critic": ActorCritic, "a2c": A2C,
+    "ppo": PPO, "trpo": TRPO, "dqn": DQN, "sac": SAC, "ddpg": DDPG, "td3": TD3, "tqc": TQC, "crossq": CrossQ,
+    "q-learning": QLearning, "sarsa": SARSA, "td": TD,
+    "monte-carlo": MonteCarlo, "dyna-q": DynaQ,
 }  # fmt: skip
 _SCHEDULES: dict[str, Any] = {c.__name__: c for c in (optim.Constant, optim.Linear, optim.Exponential, optim.Cosine)}
 _NETWORKS: dict[str, Any] = {c.__name__: c for c in (nets.MLP, nets.CNN)}

@@ -3,13 +3,13 @@
 import functools
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from polyak.core import Spec
 from polyak.cranks import arrays_of
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
@@ -52,8 +52,7 @@ def play(run: Any, seed: int, episodes: int, deterministic: bool) -> list[float]
 
 def _acting(run: Any, seed: int, deterministic: bool = True) -> Any:
     """(obs [1, ...], step) ↦ actions in the agent's view; agents with memory keep it between the calls."""
-    spec: Spec = run.plan.spec
-    one = Spec(spec.obs, spec.action, 1, spec.steps, spec.frames)
+    one = replace(run.plan.spec, n_envs=1)
     agent, state = arrays_of(run.agent), run.state(seed)
     key = jax.random.fold_in(jax.random.key(np.uint32(seed % (1 << 32))), STREAM)
     jitted = jax.jit(functools.partial(agent.act, explore=not deterministic))

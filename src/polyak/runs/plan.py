@@ -263,7 +263,7 @@ def _ready(agent: Any, steps: int) -> Any:
 
 
 def _spec(source: Source, n_envs: int, steps: int) -> Spec:
-    return Spec(source.obs_space, source.action_space, n_envs, steps, source.frames)
+    return Spec(source.obs_space, source.action_space, n_envs, steps, source.frames, source.goal_reward)
 
 
 def _crank(source: Source, crank: str) -> str:

@@ -226,7 +226,7 @@ class Session:
                 old = tally.get(tag, (0.0, 0))
                 tally[tag] = (old[0] + total, old[1] + count)
             now = self.elapsed()
-            self.sinks.episodes(seed, [(e.ret, e.length, now) for e in report.finished])
+            self.sinks.episodes(seed, [(e.ret, e.length, now, e.env) for e in report.finished])
         self.reports: list[Report] = reports
 
     def _count(self, before: int, seconds: float) -> None:

@@ -284,7 +284,7 @@ class Metrics:
         self._faults = Faults(notify)
         self._step = int(resumed["step"]) if resumed else 0
         self._t_start = float(resumed["t_start"]) if resumed else time.time()
-        head = f"#{json.dumps({'t_start': self._t_start, 'env_id': escape(env_id)})}\nr,l,t\n".encode()
+        head = f"#{json.dumps({'t_start': self._t_start, 'env_id': escape(env_id)})}\nr,l,t,env\n".encode()
         self._rows = Appender(run / ROWS, ROWS, self._faults)
         self._tables = {k: Table(run / f"seed_{k}" / PROGRESS, f"seed_{k}/{PROGRESS}", self._faults) for k in seeds}
         self._monitors = {
@@ -321,9 +321,12 @@ class Metrics:
         if seed in self._events and numbers:
             self._events[seed].append(step, numbers)
 
-    def episodes(self, seed: int, finished: Iterable[tuple[float, int, float]]) -> None:
-        """Finished episodes for monitor.csv: (raw return, length in steps, seconds since the run started)."""
-        lines = [f"{float(r):.6f},{int(n)},{float(t):.6f}\n" for r, n, t in finished]
+    def episodes(self, seed: int, finished: Iterable[tuple[float, int, float, int]]) -> None:
+        """Finished episodes for monitor.csv: (raw return, length in steps, seconds since the run started, environment).
+
+        The lengths of one environment's episodes add up to the step at which each ended.
+        """
+        lines = [f"{float(r):.6f},{int(n)},{float(t):.6f},{int(env)}\n" for r, n, t, env in finished]
         if lines:
             self._monitors[seed].append("".join(lines).encode(), rows=len(lines))
 

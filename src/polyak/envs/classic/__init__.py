@@ -8,6 +8,7 @@ from polyak.envs.classic.grid_world import GridWorld
 from polyak.envs.classic.mountain_car import MountainCar
 from polyak.envs.classic.mountain_car_continuous import MountainCarContinuous
 from polyak.envs.classic.pendulum import Pendulum
+from polyak.envs.classic.reach import Reach
 
 WORLDS: dict[str, type[Any]] = {
     "Acrobot-v1": Acrobot,
@@ -16,6 +17,7 @@ WORLDS: dict[str, type[Any]] = {
     "MountainCar-v0": MountainCar,
     "MountainCarContinuous-v0": MountainCarContinuous,
     "Pendulum-v1": Pendulum,
+    "Reach-v0": Reach,
 }
 
-__all__ = ["WORLDS", "Acrobot", "CartPole", "GridWorld", "MountainCar", "MountainCarContinuous", "Pendulum"]
+__all__ = ["WORLDS", "Acrobot", "CartPole", "GridWorld", "MountainCar", "MountainCarContinuous", "Pendulum", "Reach"]
