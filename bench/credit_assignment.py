@@ -265,6 +265,18 @@ def jackknifed(statistic: Any, totals: Any, squares: Any, size: int) -> tuple[fl
     return statistic(total, square, K * size), math.sqrt((K - 1) ** 2 / K * np.var(left))
 
 
+def noise_at_zero(totals: Any, size: int) -> float:
+    """The standard error of `squared_length` where the mean is 0, √(2 tr Σ²) / n, from sums of `size` vectors [K, P].
+
+    There the jackknife is no guide: the noise is one-sided, and small where the value happens to be low.
+    """
+    K = len(totals)
+    x = totals - totals.mean(0)
+    products = x @ x.T
+    trace = (np.sum(products**2) - np.sum(np.diag(products) ** 2)) / (K * (K - 1)) / size**2  # of Σ²
+    return math.sqrt(2.0 * trace) / (K * size)
+
+
 def estimates(blocks: Sequence[Sums]) -> list[dict[str, Any]]:
     """Variance and bias of every estimate of NAMES, relative to the true gradient's squared length and length."""
     totals, squares = np.stack([b.total for b in blocks], 1), np.stack([b.squares for b in blocks], 1)
@@ -273,7 +285,8 @@ def estimates(blocks: Sequence[Sums]) -> list[dict[str, Any]]:
     rows = [{"kind": "true gradient", "critic": "", "squared_length": true, "se": true_se}]
     for k, (kind, critic) in enumerate(NAMES):
         noise, noise_se = jackknifed(variance, totals[k], squares[k], BLOCK)
-        bias, bias_se = (0.0, 0.0) if k == REFERENCE else jackknifed(squared_length, apart[k], apart_squares[k], BLOCK)
+        bias, bias_se = jackknifed(squared_length, apart[k], apart_squares[k], BLOCK)  # 0, 0 for the reference
+        bias_se = max(bias_se, noise_at_zero(apart[k], BLOCK))
         low, middle, high = (math.sqrt(max(bias + z * bias_se, 0.0) / true) for z in (-1.96, 0.0, 1.96))
         rows.append({
             "kind": kind, "critic": critic, "variance": noise / true, "variance_se": noise_se / true,
@@ -310,7 +323,7 @@ def gradient_part() -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------------------------- learning curves
 
-STEPS, STRETCH, SEEDS = 200_000, 4096, 5  # of a run; of a point of its curve; from seed 0
+STEPS, STRETCH, SEEDS = 200_000, 4096, 10  # of a run; of a point of its curve; from seed 0
 LINE: dict[str, tuple[str, dict[str, Any]]] = {
     "REINFORCE, b = 0": ("reinforce", {"baseline": "none"}),
     "REINFORCE, b = mean G": ("reinforce", {"baseline": "mean"}),
@@ -366,9 +379,13 @@ def curve(name: str) -> dict[str, Any]:
 
 # -------------------------------------------------------------------------------------------------------- the figures
 
-GROUPS = (PLAIN, ("G − V",), ("Q", "Q − V"), tuple(f"n = {n}" for n in N_STEPS), tuple(f"λ = {x:g}" for x in LAMBDAS))
+GROUPS = {
+    "REINFORCE": PLAIN, "+ baseline": ("G − V",), "critic of\nactions": ("Q", "Q − V"),
+    "n steps": tuple(f"n = {n}" for n in N_STEPS), "GAE": tuple(f"λ = {x:g}" for x in LAMBDAS),
+}  # fmt: skip
 STYLE = {"svg.hashsalt": "polyak", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d5a97")
+BLUE, RED, GREEN, VIOLET, ORANGE, GREY = "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e0912f", "#777777"
+COLOURS = dict(zip(LINE, (GREY, ORANGE, BLUE, VIOLET, GREY, GREEN, ORANGE, RED), strict=True))
 
 
 def spread(rows: Sequence[dict[str, Any]], kind: str, critic: str) -> tuple[Any, Any] | None:
@@ -389,14 +406,16 @@ def drawn_gradient(part: dict[str, Any], path: Path) -> None:
     plt = pyplot()
     figure, sides = plt.subplots(1, 2, figsize=(9.5, 5.6), sharey=True, layout="constrained")
     y, places = 0.0, dict[str, float]()
-    for group in GROUPS:
+    for name, group in GROUPS.items():
+        across = sides[1].get_yaxis_transform()
+        sides[1].text(1.02, y - (len(group) - 1) / 2, name, transform=across, va="center", color=GREY)
         for kind in group:
             places[kind], y = y, y - 1.0
-        sides[0].axhline(y + 0.25, color="#dddddd", lw=0.8)
-        sides[1].axhline(y + 0.25, color="#dddddd", lw=0.8)
+        for axis in sides:
+            axis.axhline(y + 0.25, color="#dddddd", lw=0.8)
         y -= 0.5
-    looks = {"": ("no critic", "#555555", "D"), "well": ("well trained critic", COLOURS[0], "o"),
-             "half": (f"half trained critics: mean and range of {HALVES}", COLOURS[1], "s")}  # fmt: skip
+    looks = {"": ("no critic", GREY, "D"), "well": ("well trained critic", BLUE, "o"),
+             "half": (f"half trained critics: mean and range of {HALVES}", RED, "s")}  # fmt: skip
     for critic, (label, colour, marker) in looks.items():
         for kind, place in places.items():
             found = spread(part["rows"], kind, critic)
@@ -421,24 +440,18 @@ def drawn_gradient(part: dict[str, Any], path: Path) -> None:
 def drawn_curves(part: dict[str, Any], path: Path) -> None:
     """Mean returns over steps: IQM and interval over seeds."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 3.7), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(11, 4.6), sharey=True, layout="constrained")
     for axis, (title, members) in zip(axes, PANELS.items(), strict=True):
-        for colour, name in zip(COLOURS, (m for m in members if m in part), strict=False):
-            row = part[name]
+        for name in (m for m in members if m in part):
+            row, colour = part[name], COLOURS[name]
             found = bands([row["steps"]] * len(row["values"]), row["values"])
-            axis.plot(
-                found.steps / 1000,
-                found.iqm,
-                color=colour,
-                lw=1.8,
-                label=name.removeprefix("A2C, ") if title.startswith("A2C") else name,
-            )
-            axis.fill_between(found.steps / 1000, found.low, found.high, color=colour, alpha=0.15, lw=0)
+            axis.plot(found.steps / 1000, found.iqm, color=colour, lw=1.8, label=name)
+            axis.fill_between(found.steps / 1000, found.low, found.high, color=colour, alpha=0.13, lw=0)
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("environment steps, thousands")
         axis.set_ylim(0, 510)
         axis.grid(color="#eeeeee")
-        axis.legend(frameon=False, fontsize=8.5, loc="upper left")
+        axis.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     axes[0].set_ylabel("return of an episode in training")
     saved(figure, path)
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from polyak import (
+    A2C,
+    C51,
     DDPG,
     DQN,
     PPO,
@@ -41,11 +43,30 @@ AGENTS = {
     "trpo": TRPO(rollout_length=16, batch_size=16, critic_epochs=2, network=SMALL),
     "trpo-normalised": Normalised(TRPO(rollout_length=16, batch_size=32, critic_epochs=2, network=SMALL)),
     "ppo-normalised": Normalised(PPO(rollout_length=16, batch_size=32, epochs=2, network=SMALL)),
+    "ppo-kl-gru": PPO(
+        rollout_length=16, batch_size=16, epochs=2, network=SMALL, clip_range=None, kl_coef=1.0, d_targ=0.01,
+        recurrent="gru", memory_size=8,
+    ),
+    "a2c": A2C(network=SMALL, gae_lambda=0.9, critic_lr=1e-3),
+    "a2c-lstm": A2C(network=SMALL, recurrent="lstm", memory_size=8, optimizer="adam", shared=True),
     "reinforce": REINFORCE(rollout_length=16, network=SMALL, horizon=10, baseline="value", ent_coef=0.01),
     "actor-critic": ActorCritic(rollout_length=8, network=SMALL),
     "dqn": DQN(
         rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, target_update_interval=24, double=True
     ),
+    "dqn-prioritised": DQN(
+        rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, buffer_size=64, updates_per_step=0.5,
+        prioritised=0.6, is_beta=Linear(0.4, 1.0), n_step=3, dueling=True,
+    ),
+    "dqn-lstm": DQN(
+        rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, recurrent="lstm", memory_size=8
+    ),
+    "sac-gru": SAC(
+        rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, updates_per_step=0.25, recurrent="gru",
+        memory_size=8,
+    ),
+    "sac-discrete": SAC(learning_starts=20, batch_size=8, network=SMALL),
+    "c51": C51(rollout_length=4, learning_starts=20, batch_size=8, network=SMALL, prioritised=0.5, n_step=2),
     "sac": SAC(learning_starts=20, batch_size=8, network=SMALL),
     "sac-sde": SAC(learning_starts=20, batch_size=8, network=SMALL, sde=True, rollout_length=8),
     "ddpg": DDPG(learning_starts=20, batch_size=8, network=SMALL, noise="ou"),
@@ -63,9 +84,17 @@ CASES = [
     ("ppo-normalised", "MountainCar-v0", 2),
     ("trpo", "CartPole-v1", 4),
     ("trpo-normalised", "Pendulum-v1", 2),
+    ("ppo-kl-gru", "CartPole-v1", 2),
+    ("a2c", "CartPole-v1", 2),
+    ("a2c-lstm", "Pendulum-v1", 2),
     ("reinforce", "CartPole-v1", 2),
     ("actor-critic", "Pendulum-v1", 2),
     ("dqn", "CartPole-v1", 2),
+    ("dqn-prioritised", "CartPole-v1", 2),
+    ("dqn-lstm", "CartPole-v1", 2),
+    ("sac-gru", "Pendulum-v1", 2),
+    ("sac-discrete", "CartPole-v1", 1),
+    ("c51", "CartPole-v1", 2),
     ("sac", "Pendulum-v1", 1),
     ("sac-sde", "Pendulum-v1", 1),
     ("sac-sde", "MountainCarContinuous-v0", 2),

@@ -42,6 +42,21 @@ def test_noise_is_taken_off_and_the_interval_holds_what_it_says() -> None:
     assert 0.90 < np.mean(abs(value - true) < 1.96 * se) < 0.99
 
 
+def test_no_bias_is_within_the_interval_around_none() -> None:
+    """1000 samples around 0: at most some 5 % of the intervals leave it out, also where one direction has the noise."""
+    rng = np.random.default_rng(2)
+    found: list[tuple[float, float]] = []
+    for _ in range(1000):
+        blocks = rng.normal(0.0, [3.0, 0.5, 0.1, 0.1], (240, 4)).reshape(24, 10, 4)
+        sums, squares = blocks.sum(1), (blocks**2).sum((1, 2))
+        value, se = ca.jackknifed(ca.squared_length, sums, squares, 10)
+        found.append((value, max(se, ca.noise_at_zero(sums, 10))))
+    value, se = np.array(found).T
+    assert np.mean(value + 1.96 * se < 0) < 0.001
+    assert np.mean(value - 1.96 * se > 0) < 0.07
+    assert abs(np.mean(value)) < 3 * value.std() / np.sqrt(1000)
+
+
 def test_the_estimates_are_what_their_names_say() -> None:
     """With a V and a Q known by hand, on one episode of four steps and the start of another."""
     reward = jnp.ones((6, 1))

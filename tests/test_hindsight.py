@@ -249,6 +249,16 @@ def test_a_torn_episode_ends_where_it_was_torn() -> None:
     assert found[2, 0] == set(range(4)) and found[6, 0] == set(range(6))
 
 
+def test_rollouts_are_added_in_place() -> None:
+    """A row that is read before it may be overwritten would make XLA copy the whole replay at every step."""
+    plan = Plan(2, 1, 100_000, 4)
+    worlds = Worlds(plan)
+    worlds.step([0, 0])
+    ring = jax.eval_shape(programs(plan)[0])
+    compiled = jax.jit(replay.add, donate_argnums=0).lower(ring, worlds.rollout()).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 10_000, "its smallest array has 100,000 bytes"
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 BAD: dict[str, tuple[Any, Any, list[str]]] = {
@@ -306,6 +316,7 @@ REACHING: dict[str, Any] = {"batch_size": 128, "gamma": 0.95, "lr": 1e-3, "learn
 
 
 @pytest.mark.full
+@pytest.mark.reuses_keys
 @pytest.mark.parametrize(
     "agent",
     [DDPG(network=(64, 64), noise_std=0.2, **REACHING), SAC(network=(64, 64), **REACHING)],

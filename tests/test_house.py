@@ -18,7 +18,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 RANKS = {
     "errors": 0, "names": 0, "spaces": 0, "values": 0, "catalogue": 0, "compat": 0, "statistics": 0,
     "core": 1, "keys": 1,
-    "returns": 2, "replay": 2, "hindsight": 2, "nets": 2, "renorm": 2, "heads": 2, "recurrent": 2, "minibatches": 2, "dists": 2, "optim": 2, "explore": 2, "normalise": 2, "mdp": 2,
+    "returns": 2, "replay": 2, "hindsight": 2, "minibatches": 2, "nets": 2, "renorm": 2, "recurrent": 2, "heads": 2,
+    "dists": 2, "optim": 2, "explore": 2, "normalise": 2, "mdp": 2,
     "agents": 3, "envs": 3, "presets": 3,
     "cranks": 4, "evaluation": 4, "doctor": 4,
     "report": 5, "runs": 5,

@@ -13,7 +13,7 @@ from polyak import compat
 
 _HOME = {
     "REINFORCE": "agents.reinforce", "ActorCritic": "agents.actor_critic", "A2C": "agents.a2c",
-    "PPO": "agents.ppo", "TRPO": "agents.trpo", "DQN": "agents.dqn", "SAC": "agents.sac",
+    "PPO": "agents.ppo", "TRPO": "agents.trpo", "DQN": "agents.dqn", "C51": "agents.c51", "SAC": "agents.sac",
     "DDPG": "agents.ddpg", "TD3": "agents.td3", "TQC": "agents.tqc", "CrossQ": "agents.crossq",
     "Normalised": "normalise",
     "QLearning": "agents.q_learning", "SARSA": "agents.sarsa", "TD": "agents.td", "MonteCarlo": "agents.monte_carlo",

@@ -241,8 +241,8 @@ def critic_of(key: Array, agent: Any, default: MLP, obs: Space, action: Space) -
     return Value.init(k_rest, torso, obs, parameters(action), default.init)
 
 
-def action_value(Q: Any, features: Array, action: Array) -> Array:
-    """Q(s, a) [...] by what `critic_of` made, from its torso's features of s."""
-    if isinstance(Q, Value):
-        return jnp.take_along_axis(Q.given(features), action[..., None], axis=-1)[..., 0]
+def action_value(Q: Any, features: Array, action: Array, obs: Any = None) -> Array:
+    """Q(s, a) [...] by what `critic_of` made, from its torso's features of s; `obs` where it may carry a mask."""
+    if isinstance(Q, Value | Dueling):
+        return jnp.take_along_axis(Q.given(features, obs), action[..., None], axis=-1)[..., 0]
     return Q.given(features, action)

@@ -36,6 +36,7 @@ class Hindsight:
     episode: Any  # [capacity, N] int32: the number of the row's episode, modulo capacity
     last: Any  # [capacity, N] int32: by the number of an episode, the row of its newest step
     present: Any  # [N] int32: the number of the episode that the next step belongs to
+    before: Any  # the newest step's successor [N, ...], and whether its episode goes on [N]
     k: int  # relabelled transitions per one that is replayed as it was
     reward: Any  # (achieved, desired), one goal each ↦ reward
 
@@ -72,7 +73,8 @@ def hindsight(k: int, spec: Spec, ring: Any) -> Hindsight:
         f"goal_reward gives an array of shape {reward.shape} for one pair of goals, and must give one number",
     )
     rows = jnp.zeros(leading(ring.data, 2), jnp.int32)
-    return Hindsight(ring, rows, rows.copy(), jnp.zeros(spec.n_envs, jnp.int32), k, spec.goal_reward)
+    before = sample_obs(spec.obs, (spec.n_envs,)), jnp.zeros(spec.n_envs, bool)
+    return Hindsight(ring, rows, rows.copy(), jnp.zeros(spec.n_envs, jnp.int32), before, k, spec.goal_reward)
 
 
 def followed(view: Hindsight, ring: Any, steps: Transition, at: Array) -> Hindsight:
@@ -81,13 +83,12 @@ def followed(view: Hindsight, ring: Any, steps: Transition, at: Array) -> Hindsi
     An episode ends with its last step, or where an observation is not the successor of the one before: after a resume
     that could not restore the environments, new episodes begin without an end of the old ones.
     """
-    (T, N), capacity, held = leading(steps, 2), view.episode.shape[0], view.ring.data
-    end, before = steps.terminated | steps.truncated, (at - 1) % capacity
+    (T, N), capacity, end = leading(steps, 2), view.episode.shape[0], steps.terminated | steps.truncated
+    successor, unfinished = view.before
     torn = [
-        (successor[before] != obs[0]).reshape(N, -1).any(1)
-        for successor, obs in zip(jax.tree.leaves(held.next_obs), jax.tree.leaves(steps.obs), strict=True)
+        (x != obs[0]).reshape(N, -1).any(1)
+        for x, obs in zip(jax.tree.leaves(successor), jax.tree.leaves(steps.obs), strict=True)
     ]
-    unfinished = ~(held.terminated[before] | held.truncated[before])
     present = view.present + (unfinished & jnp.stack(torn).any(0))
     number = (present[None] + jnp.cumsum(end, axis=0, dtype=jnp.int32) - end) % capacity
     newest = end.at[-1].set(True)  # of its episode so far; the rows before it write nothing
@@ -98,6 +99,7 @@ def followed(view: Hindsight, ring: Any, steps: Transition, at: Array) -> Hindsi
         jax.lax.dynamic_update_slice_in_dim(view.episode, number, at, axis=0),
         view.last.at[jnp.where(newest, number, capacity), worlds].set(row, mode="drop"),
         (present + end.sum(0, dtype=jnp.int32)) % capacity,
+        (jax.tree.map(lambda old, x: x[-1].astype(old.dtype), successor, steps.next_obs), ~end[-1]),
         view.k,
         view.reward,
     )

@@ -91,7 +91,6 @@ PEERS: dict[str, tuple[str, ...]] = {
     # replay and exploration
     "replay_size": ("buffer_size",),
     "replay_capacity": ("buffer_size",),
-    "memory_size": ("buffer_size",),
     "warmup_steps": ("learning_starts",),
     "start_steps": ("learning_starts",),
     "polyak": ("tau",),

@@ -121,17 +121,9 @@ def rmsprop(max_grad_norm: Any = None, eps: float = 1e-5) -> optax.GradientTrans
 
 
 def descend(rule: optax.GradientTransformation, lr: Any, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
-    """One step downhill: (parameters, optimiser state) after params ← params − lr · rule(grads).
-
-    Args:
-        lr: the step size, or one for each part of the parameters: a tree that theirs begins with.
-    """
+    """One step downhill: (parameters, optimiser state) after params ← params − lr · rule(grads)."""
     direction, opt = rule.update(grads, opt, params)
-
-    def moved(rate: Any, params: Any, direction: Any) -> Any:
-        return jax.tree.map(lambda p, d: p - rate * d, params, direction)
-
-    return jax.tree.map(moved, lr, params, direction), opt
+    return jax.tree.map(lambda p, d: p - lr * d, params, direction), opt
 
 
 def polyak(target: Any, online: Any, tau: Any) -> Any:

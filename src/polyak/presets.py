@@ -129,6 +129,14 @@ _DQN_CLEANRL = Preset(
         "network": _network(120, 84), "loss": "squared", "max_grad_norm": None,
     },
 )  # fmt: skip
+_C51_CLEANRL = Preset(
+    f"{_CLEANRL}/c51.py",
+    500_000,
+    {
+        **{name: _DQN_CLEANRL.fields[name] for name in _DQN_CLEANRL.fields if name != "loss"},
+        "n_atoms": 101, "v_min": -100.0, "v_max": 100.0, "adam_eps": 0.01 / 128,
+    },
+)  # fmt: skip
 _DQN_BOX2D = Preset(
     f"{_ZOO}/dqn.yml",
     100_000,
@@ -377,6 +385,7 @@ PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
     ("trpo", "HalfCheetah-v[45]"): {"default": _TRPO_CHEETAH},
     ("trpo", "Hopper-v[45]"): {"default": _TRPO_MUJOCO},
     ("dqn", "CartPole-v1"): {"default": _DQN_CARTPOLE, "zoo": _DQN_CARTPOLE_ZOO, "cleanrl": _DQN_CLEANRL},
+    ("c51", "CartPole-v1"): {"default": _C51_CLEANRL},
     ("dqn", "Acrobot-v1"): {"default": _DQN_BOX2D},
     ("dqn", "LunarLander-v3"): {"default": _DQN_BOX2D, "slm": _DQN_SLM},
     ("dqn", "ale:*"): {"default": _DQN_ATARI, "nature": _DQN_NATURE},

@@ -14,6 +14,8 @@ from polyak.core import Transition
 
 Reals = Float[Array, "T *N"]
 Flags = Bool[Array, "T *N"]
+Quantiles = Float[Array, "*B M"]
+Samples = Float[Array, "*B K"]
 Masses = Float[Array, "*B M"]
 
 
@@ -79,7 +81,7 @@ def n_step_return(gamma: Any, n: int, reward: Reals, next_value: Reals, terminat
     return total
 
 
-def quantile_huber_loss(quantiles: Float[Array, "*B M"], targets: Float[Array, "*B K"]) -> Float[Array, "*B M"]:
+def quantile_huber_loss(quantiles: Quantiles, targets: Samples) -> Quantiles:
     """The loss of each of M quantiles against K samples, Dabney et al. (2018), arXiv 1710.10044, eq. 9-10 with κ = 1.
 
     u_mk = target_k − quantile_m,  τ_m = (2 m − 1) / 2 M:  the mean over k of |τ_m − 1(u < 0)| · (½ u² or |u| − ½)

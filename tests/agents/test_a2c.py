@@ -117,10 +117,10 @@ def test_ppo_at_ratio_one_is_a2c():
 @pytest.mark.reuses_keys
 def test_one_epoch_of_ppo_on_the_whole_rollout_is_one_update_of_a2c():
     """Huang et al. (2022), arXiv 2205.09123: A2C is PPO with one epoch, one minibatch and A2C's optimiser."""
-    one = dataclasses.replace(LINEAR, optimizer="adam", opt_eps=1e-5, max_grad_norm=0.5, lr=1e-2)
+    one = dataclasses.replace(LINEAR, optimizer="adam", opt_eps=1e-5, lr=1e-2)
     other = PPO(
         network=(), gamma=0.9, gae_lambda=0.7, ent_coef=0.05, normalize_advantage=False, rollout_length=T,
-        batch_size=T * N, epochs=1, lr=1e-2, adam_eps=1e-5, max_grad_norm=0.5,
+        batch_size=T * N, epochs=1, lr=1e-2, adam_eps=1e-5, max_grad_norm=None,
     )  # fmt: skip
     state, data = begun(one, jax.random.key(0)), rollout()
     first, _ = updated(one, state, data, jax.random.key(1))
@@ -141,6 +141,17 @@ def test_the_critic_moves_with_its_own_rate():
         after, _ = updated(agent, state, data, jax.random.key(1))
         assert (getattr(after.params, still).head.W == getattr(state.params, still).head.W).all()
         assert (getattr(after.params, moves).head.W != getattr(state.params, moves).head.W).any()
+
+
+@pytest.mark.reuses_keys
+def test_the_critics_errors_do_not_hold_the_actor_back():
+    """The norms of both gradients are bounded apart: with values far off, the actor's step is the same."""
+    agent, data = dataclasses.replace(LINEAR, max_grad_norm=0.5, vf_coef=1e3), rollout()
+    state = moved(begun(agent, jax.random.key(0)))
+    free = dataclasses.replace(agent, max_grad_norm=1e6)
+    steps = [updated(a, state, data, jax.random.key(1))[0].params for a in (agent, free)]
+    assert_allclose(steps[0].actor.head.W, steps[1].actor.head.W, rtol=1e-5)
+    assert abs(steps[0].critic.head.W - steps[1].critic.head.W).max() > 1e-6
 
 
 def test_rmsprop_divides_by_the_root_mean_square():

@@ -16,7 +16,9 @@ from polyak.cranks import agent_key, init, interact
 from polyak.envs.probes import Forever, PoisonedReset
 from polyak.envs.vector import Vector
 from polyak.errors import PolyakError
+from polyak.heads import Dueling
 from polyak.optim import Linear, resolve_schedules
+from polyak.replay import Drawn
 from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 B, D, K = 7, 5, 3  # batch, observation, actions: coprime
@@ -164,6 +166,122 @@ def test_one_hot_and_plain_steps_are_tabular_q_learning(monkeypatch):
     assert_allclose(state.Q.head.W, table, rtol=1e-4, atol=1e-5)
 
 
+# -------------------------------------------------------------------------------------------- how a batch was drawn
+
+with_drawn = jax.jit(lambda agent, state, batch, drawn: agent.learn(state, batch, jax.random.key(0), drawn))
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_n_steps_discount_and_weights_scale_the_gradient(double):
+    """(6), (8): y = R + γᵏ (1 − terminated) V with k of each transition, and the loss Σ w ℓ / B (G4)."""
+    agent = dataclasses.replace(PLAIN, double=double, prioritised=0.6)
+    rng = np.random.default_rng(5)
+    W, W_target = rng.normal(0, 0.4, (2, D, K))
+    state, batch = linear(begun(agent), W, W_target), experience(4)
+    k, w = rng.integers(1, 6, B), rng.uniform(0.1, 1, B)
+    x, x_next, a = np.float64(batch.obs), np.float64(batch.next_obs), np.asarray(batch.action)
+    W_grad, deltas = np.zeros((D, K)), np.zeros(B)
+    for i in range(B):
+        best = (x_next[i] @ (W if double else W_target)).argmax()
+        y = float(batch.reward[i]) + (0 if batch.terminated[i] else 0.9 ** k[i] * (x_next[i] @ W_target)[best])
+        deltas[i] = (x[i] @ W)[a[i]] - y
+        W_grad[:, a[i]] += w[i] * deltas[i] * x[i] / B
+    drawn = Drawn(jnp.int32(k), jnp.float32(w))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dqn, "descend", lambda rule, lr, grads, opt, params: (grads, opt))
+        run = jax.jit(lambda agent, state, batch, drawn: agent.learn(state, batch, jax.random.key(0), drawn))
+        got, metrics = run(agent, state, batch, drawn)
+    assert_allclose(got.Q.head.W, W_grad, rtol=1e-4, atol=1e-6)
+    assert_allclose(metrics["train/td_error"], abs(deltas), rtol=1e-4)
+    assert metrics["train/loss"] == pytest.approx((w * deltas**2 / 2).mean(), rel=1e-4)
+
+
+def test_the_defaults_of_how_a_batch_was_drawn_change_no_bit():
+    agent = dataclasses.replace(PLAIN, network=(8,))
+    state, batch = begun(agent), experience(0)
+    one, _ = learned(agent, state, batch)
+    ones = Drawn(jnp.ones(B, jnp.int32), jnp.ones(B))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(with_drawn(agent, state, batch, Drawn())[0]), strict=True):
+        assert_array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(with_drawn(agent, state, batch, ones)[0]), strict=True):
+        assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_n_step_targets_reach_from_the_replay_to_the_gradient():
+    """A corridor that pays 1 at its end: with 4 steps, one update values its start γ³ at once; one step takes four."""
+    T, gamma = 4, 0.5
+    for n, wanted in ((4, [gamma**3, gamma**2, gamma, 1.0]), (1, [0.0, 0.0, 0.0, 1.0])):
+        agent = dataclasses.replace(
+            PLAIN, n_step=n, gamma=gamma, rollout_length=T, updates_per_step=75.0, batch_size=16, lr=0.05,
+            target_update_interval=100_000,
+        )  # fmt: skip
+        spec = Spec(Discrete(T + 1), Discrete(1), 1, T)
+        state = begun(agent, spec)
+        zero = dataclasses.replace(state.Q.head, W=jnp.zeros((T + 1, 1)), b=jnp.zeros(1))
+        Q = dataclasses.replace(state.Q, head=zero)
+        place, end = jnp.arange(T)[:, None], (jnp.arange(T) == T - 1)[:, None]
+        steps = Transition(place, jnp.zeros((T, 1), jnp.int32), jnp.float32(end), place + 1, end, jnp.zeros_like(end))
+        state, _ = updated(agent, state._replace(Q=Q, Q_target=Q), Rollout(steps, ()), jax.random.key(0))
+        assert_allclose(state.Q(jnp.arange(T))[:, 0], wanted, atol=0.02)
+
+
+def test_priorities_draw_what_is_surprising(monkeypatch):
+    """One transition of 64 has a reward; prioritised, it is learned sooner than by uniform draws."""
+    monkeypatch.setattr(dqn, "descend", lambda rule, lr, g, opt, p: (jax.tree.map(lambda p, g: p - lr * g, p, g), opt))
+    values = {}
+    for alpha in (None, 0.0, 1.0):
+        agent = dataclasses.replace(
+            PLAIN, prioritised=alpha, is_beta=0.0, rollout_length=32, updates_per_step=4.0, batch_size=2, lr=0.05,
+            buffer_size=64,
+        )  # fmt: skip
+        state = begun(agent, Spec(Discrete(64), Discrete(1), 2, 64))
+        zero = dataclasses.replace(state.Q.head, W=jnp.zeros((64, 1)), b=jnp.zeros(1))
+        Q = dataclasses.replace(state.Q, head=zero)
+        place = jnp.arange(64).reshape(32, 2)
+        steps = Transition(
+            place, jnp.zeros((32, 2), jnp.int32), jnp.float32(place == 13), place, jnp.ones((32, 2), bool),
+            jnp.zeros((32, 2), bool),
+        )  # fmt: skip
+        update = jax.jit(lambda agent, state, rollout, key: agent.update(state, rollout, key))
+        state, _ = update(agent, state._replace(Q=Q, Q_target=Q), Rollout(steps, ()), jax.random.key(0))
+        values[alpha] = float(state.Q(jnp.array([13]))[0, 0])
+    assert values[1.0] > 1.5 * max(values[None], values[0.0]) > 0
+
+
+# ------------------------------------------------------------------------------------------------ duelling
+
+
+def test_a_duel_tells_value_from_advantage():
+    """(9): Q's mean over the allowed actions is V; what all advantages have in common changes nothing."""
+    obs = Dict({"action_mask": MultiBinary(4), "x": OBS})
+    agent = dataclasses.replace(PLAIN, dueling=True)
+    Q = begun(agent, Spec(obs, Discrete(4), 2, 1000)).Q
+    assert isinstance(Q, Dueling)
+    rng = np.random.default_rng(0)
+    mask = jnp.float32([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 1, 0]])
+    seen = {"action_mask": mask, "x": jnp.float32(rng.normal(size=(3, D)))}
+    values, V = Q(seen), Q.value(seen["x"])[:, 0]
+    assert_allclose((values * mask).sum(-1) / mask.sum(-1), V, rtol=1e-5, atol=1e-6)
+    shifted = dataclasses.replace(Q, advantage=dataclasses.replace(Q.advantage, b=Q.advantage.b + 100.0))
+    assert_allclose(shifted(seen), values, atol=1e-4)
+    forbidden = dataclasses.replace(Q, advantage=dataclasses.replace(Q.advantage, b=Q.advantage.b.at[1].add(50.0)))
+    assert_allclose(forbidden(seen)[1:, 2], values[1:, 2], atol=1e-5)  # what is not allowed is not in the mean
+    assert abs(forbidden(seen)[0, 2] - values[0, 2]) > 10
+    plain = Q({**seen, "action_mask": jnp.ones((3, 4))})
+    A = Q.advantage(seen["x"])
+    assert_allclose(plain, V[:, None] + A - A.mean(-1, keepdims=True), rtol=1e-5, atol=1e-6)
+
+
+def test_a_duel_learns_over_any_leading_axes():
+    agent = dataclasses.replace(PLAIN, dueling=True, network=(8,), double=True)
+    state, batch = begun(agent), experience(1)
+    after, metrics = learned(agent, state, batch)
+    assert np.isfinite(float(metrics["train/loss"]))
+    assert (after.Q.value.W != state.Q.value.W).any() and (after.Q.advantage.W != state.Q.advantage.W).any()
+    stacked = jnp.stack([batch.obs] * 3)
+    assert_allclose(state.Q(stacked)[1], state.Q(batch.obs), rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------ the gradient map
 
 
@@ -274,7 +392,7 @@ def test_schedules_follow_the_steps():
 
 @pytest.mark.parametrize("action", [Box(-1.0, 1.0, (2,)), MultiDiscrete((2, 2)), MultiBinary(3)])
 def test_other_actions_are_refused_with_the_agents_that_take_them(action):
-    with pytest.raises(PolyakError, match="it takes Discrete, masked or not; .*PPO.* can take such a space"):
+    with pytest.raises(PolyakError, match=r"it takes Discrete, masked or not; .*PPO.* can take such a space"):
         PLAIN.init(jax.random.key(0), Spec(OBS, action, 1, 100))
 
 
@@ -287,6 +405,9 @@ def test_other_actions_are_refused_with_the_agents_that_take_them(action):
         ({"tau": 1.1}, "tau is 1.1"),
         ({"max_grad_norm": 0.0}, "max_grad_norm is 0"),
         ({"eps_end": -0.1}, "eps_end is -0.1"),
+        ({"n_step": 0}, "n_step is 0"),
+        ({"prioritised": 1.1}, "prioritised is 1.1"),
+        ({"is_beta": 1.1}, "is_beta is 1.1"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, sentence):

@@ -16,6 +16,8 @@ from gymnasium import spaces as gs
 
 import polyak
 from polyak import (
+    A2C,
+    C51,
     DDPG,
     DQN,
     PPO,
@@ -60,6 +62,12 @@ class Case:
 
 CASES = {
     "ppo": Case(ON_POLICY, "CartPole-v1", (37, 32), {"n_envs": 2, "seeds": 2, "steps": 256}),
+    "ppo-lstm": Case(
+        PPO(rollout_length=16, batch_size=16, epochs=2, network=SMALL, recurrent="lstm", memory_size=8, kl_coef=1.0,
+            d_targ=0.01),
+        "CartPole-v1", (37, 24), {"n_envs": 2, "steps": 256},
+    ),
+    "a2c": Case(A2C(rollout_length=8, network=SMALL), "CartPole-v1", (37, 32), {"n_envs": 2, "seeds": 2, "steps": 256}),
     "trpo": Case(
         TRPO(rollout_length=32, batch_size=32, critic_epochs=2, network=SMALL),
         "CartPole-v1", (37, 32), {"n_envs": 2, "seeds": 2, "steps": 256},
@@ -73,6 +81,25 @@ CASES = {
     ),
     "dqn": Case(
         DQN(rollout_length=4, batch_size=16, buffer_size=128, learning_starts=32, network=SMALL, eps_steps=150,
+            target_update_interval=40),
+        "CartPole-v1", (90, 51), {"steps": 240},
+    ),
+    "dqn-prioritised": Case(
+        DQN(rollout_length=4, batch_size=16, buffer_size=128, learning_starts=32, network=SMALL, eps_steps=150,
+            target_update_interval=40, prioritised=0.6, n_step=3, dueling=True),
+        "CartPole-v1", (90, 51), {"steps": 240},
+    ),
+    "dqn-gru": Case(
+        DQN(rollout_length=4, batch_size=16, buffer_size=128, learning_starts=32, network=SMALL, eps_steps=150,
+            recurrent="gru", memory_size=8),
+        "CartPole-v1", (90, 51), {"steps": 240},
+    ),
+    "sac-discrete": Case(
+        SAC(rollout_length=2, updates_per_step=0.5, batch_size=16, buffer_size=64, learning_starts=32, network=SMALL),
+        "CartPole-v1", (101, 60), {"steps": 240},
+    ),
+    "c51": Case(
+        C51(rollout_length=4, batch_size=16, buffer_size=128, learning_starts=32, network=SMALL, eps_steps=150,
             target_update_interval=40),
         "CartPole-v1", (90, 51), {"steps": 240},
     ),

@@ -12,8 +12,9 @@ values states, and what was seen after an action says how much better it was tha
 What remains: one step of θ uses up a rollout, and its length is in the parameters' units, not in the policy's. `TRPO`
 and `PPO` answer that.
 
-Differs from the paper: no asynchronous threads; the optimiser's statistics are one for all environments; advantages
-are not standardised unless asked for; actor and critic are separate networks unless `shared`.
+Differs from the paper: no asynchronous threads; actor and critic are separate networks unless `shared`, and the norms
+of their gradients are bounded apart (as one, the critic's errors would decide how far the actor moves); advantages are
+not standardised unless asked for.
 
 Takes: any observations; actions Discrete, MultiDiscrete, MultiBinary (masked or not) and Box.
 """
@@ -37,7 +38,7 @@ _NETWORK = nets.MLP((64, 64), "tanh", "orthogonal")
 
 class State(NamedTuple):
     params: PolicyValue  # θ and w: the policy that acts, and its value
-    opt: Any  # the optimiser's moments
+    opts: tuple[Any, Any]  # the optimiser's moments for actor and critic
     steps: Counter  # environment steps so far
 
 
@@ -54,7 +55,7 @@ class A2C:
     lr: float | Schedule = 7e-4  # step size
     critic_lr: float | Schedule | None = None  # step size of what only the critic has; none: lr
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # which one divides by the gradients' size
-    max_grad_norm: float | Schedule | None = 0.5  # gradients are scaled down to this norm
+    max_grad_norm: float | Schedule | None = 0.5  # the gradients of actor and of critic are scaled down to this norm
     opt_eps: float = 1e-5  # ε in the optimiser's denominator (RMSProp: inside the root)
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 64,64 tanh, and a CNN for images
@@ -76,7 +77,7 @@ class A2C:
         if not isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box):
             refuse_actions("A2C", spec.action)
         params = PolicyValue.init(key, self, _NETWORK, spec)
-        return State(params, self._rule().init(params), Counter.of(0))
+        return State(params, (self._rule().init(params.actor), self._rule().init(params.critic)), Counter.of(0))
 
     def memory(self, spec: Spec) -> Any:
         return PolicyValue.memory(self, spec.n_envs)
@@ -114,14 +115,11 @@ class A2C:
             }
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
-        params, opt = descend(self._rule(), self._rates(), grads, state.opt, state.params)
-        return state._replace(params=params, opt=opt), metrics | {"train/learning_rate": jnp.asarray(self.lr)}
-
-    def _rates(self) -> PolicyValue:
-        """The step size of every parameter."""
-        actor: Any = self.lr
-        critic: Any = self.lr if self.critic_lr is None else self.critic_lr
-        return PolicyValue(actor, critic)
+        critic_lr = self.lr if self.critic_lr is None else self.critic_lr
+        actor, actor_opt = descend(self._rule(), self.lr, grads.actor, state.opts[0], state.params.actor)
+        critic, critic_opt = descend(self._rule(), critic_lr, grads.critic, state.opts[1], state.params.critic)
+        learned = state._replace(params=PolicyValue(actor, critic), opts=(actor_opt, critic_opt))
+        return learned, metrics | {"train/learning_rate": jnp.asarray(self.lr)}
 
     def _rule(self) -> Any:
         return (adam if self.optimizer == "adam" else rmsprop)(self.max_grad_norm, self.opt_eps)

@@ -16,6 +16,7 @@ A network Q_θ fits Bellman's optimality equation on transitions replayed at ran
 
 Differs from the papers: Adam instead of RMSProp; gradients are clipped by their norm; the error may be squared instead
 of Huber's (`loss`); V and A are linear in the same features. ε and θ′ change between rollouts, at most once in each.
+With a memory, batches are of whole rollouts, from the memory with which they were acted (Kapturowski et al. 2019).
 
 Takes: any observations; actions Discrete, masked or not.
 """
@@ -43,8 +44,9 @@ from polyak.core import (
 )
 from polyak.dists import mask_of, masked
 from polyak.explore import epsilon_greedy_choice
-from polyak.heads import Dueling, Value
+from polyak.heads import Dueling, Value, action_value, torso_of
 from polyak.optim import Linear, Schedule, adam, descend, now, polyak
+from polyak.recurrent import check_memory, start, step, views
 from polyak.replay import UNIFORM, Drawn, Sampling, check_rhythm, replay_update, ring
 from polyak.returns import td_target
 from polyak.spaces import Discrete
@@ -86,6 +88,8 @@ class DQN:
     adam_eps: float = 1e-8  # ε in Adam's denominator
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 64,64 ReLU, and a CNN for images
+    recurrent: Literal["gru", "lstm"] | None = None  # a memory of the episode behind the torso
+    memory_size: int = 64  # width of that memory
     dueling: bool = False  # the network gives V and A, of which Q is the sum
 
     on_policy: ClassVar[bool] = False
@@ -98,6 +102,7 @@ class DQN:
         in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24), n_step=(1, 1 << 10))
         in_range(self, prioritised=(0, 1), is_beta=(0, 1))
         in_range(self, max_grad_norm=(1e-8, jnp.inf), adam_eps=(1e-20, 1))  # ε = 0 gives NaN where there is no gradient
+        check_memory(self)
         require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
 
     def init(self, key: Array, spec: Spec) -> State:
@@ -105,16 +110,18 @@ class DQN:
             refuse_actions("DQN", spec.action)
         check_rhythm("DQN", self, spec.n_envs)
         k_torso, k_head = jax.random.split(key)
-        torso = nets.build(self.network, _NETWORK, k_torso, spec.obs)
+        torso = torso_of(k_torso, self, _NETWORK, spec.obs)
         Q = (Dueling if self.dueling else Value).init(k_head, torso, spec.obs, spec.action.n, "uniform")  # (9)
-        replay = ring(spec, self.buffer_size, self.rollout_length, prioritised=self.prioritised is not None)
+        plain, memory = self.prioritised is None, self.memory(spec)
+        replay = ring(spec, self.buffer_size, self.rollout_length, prioritised=not plain, memory=memory)
         return State(Q, Q, self._rule().init(Q), replay, Counter.of(0))
 
-    def memory(self, spec: Spec) -> tuple[()]:
-        return ()
+    def memory(self, spec: Spec) -> Any:
+        return start(self.recurrent, self.memory_size, spec.n_envs)
 
     def act(self, state: State, obs: Any, key: Array, memory: Any, *, explore: bool) -> tuple[Any, Any]:
-        Q = masked(state.Q(obs), obs)
+        features, memory = step(state.Q.torso, obs, memory)
+        Q = masked(state.Q.given(features, obs), obs)
         if not explore:
             return jnp.argmax(Q, axis=-1).astype(jnp.int32), memory
         return epsilon_greedy_choice(key, Q, self._epsilon(state), mask_of(obs)), memory  # (5)
@@ -129,14 +136,18 @@ class DQN:
         return state, metrics | {"rollout/exploration_rate": self._epsilon(state)}
 
     def learn(self, state: State, batch: Transition, key: Array, drawn: Drawn = UNIFORM) -> tuple[State, Metrics]:
-        """One gradient step on a batch of transitions."""
-        Q_next = masked(state.Q_target(batch.next_obs), batch.next_obs)
-        best = masked(state.Q(batch.next_obs), batch.next_obs) if self.double else Q_next
-        V_next = jnp.take_along_axis(Q_next, jnp.argmax(best, axis=-1)[:, None], axis=-1)[:, 0]
+        """One gradient step on a batch of transitions [B], or of rollouts [T, B]."""
+
+        def after(Q: Any) -> Array:
+            return masked(Q.given(views(Q.torso, batch, drawn.memory)[1], batch.next_obs), batch.next_obs)
+
+        Q_next = after(state.Q_target)
+        best = after(state.Q) if self.double else Q_next
+        V_next = jnp.take_along_axis(Q_next, jnp.argmax(best, axis=-1)[..., None], axis=-1)[..., 0]
         y = td_target(self.gamma**drawn.k, batch.reward, batch.terminated, V_next)  # (1) (2) (6)
 
         def loss(Q: Any) -> tuple[Array, tuple[Array, Array]]:
-            Q_sa = jnp.take_along_axis(Q(batch.obs), batch.action[:, None], axis=-1)[:, 0]
+            Q_sa = action_value(Q, views(Q.torso, batch, drawn.memory)[0], batch.action, batch.obs)
             delta = Q_sa - y
             error = optax.losses.huber_loss(delta) if self.loss == "huber" else 0.5 * delta**2
             return (drawn.weight * error).mean(), (Q_sa.mean(), abs(delta))  # (8)

@@ -10,6 +10,7 @@ import numpy as np
 from polyak import catalogue, nets, optim
 from polyak.agents.a2c import A2C
 from polyak.agents.actor_critic import ActorCritic
+from polyak.agents.c51 import C51
 from polyak.agents.crossq import CrossQ
 from polyak.agents.ddpg import DDPG
 from polyak.agents.dqn import DQN
@@ -31,7 +32,8 @@ from polyak.presets import preset
 
 AGENTS: dict[str, Any] = {
     "reinforce": REINFORCE, "actor-critic": ActorCritic, "a2c": A2C,
-    "ppo": PPO, "trpo": TRPO, "dqn": DQN, "sac": SAC, "ddpg": DDPG, "td3": TD3, "tqc": TQC, "crossq": CrossQ,
+    "ppo": PPO, "trpo": TRPO, "dqn": DQN, "c51": C51,
+    "sac": SAC, "ddpg": DDPG, "td3": TD3, "tqc": TQC, "crossq": CrossQ,
     "q-learning": QLearning, "sarsa": SARSA, "td": TD,
     "monte-carlo": MonteCarlo, "dyna-q": DynaQ,
 }  # fmt: skip
