@@ -133,7 +133,8 @@ REFUSED = {
     "batches that don't fit": (["ppo", "CartPole-v1", "--no-preset", "--steps", "4096", "--batch-size", "100"],
                                "batch_size 100", "must divide"),
     "compiled, but it is not": (["ppo", "CartPole-v1", "--crank", "compiled"], "not written in JAX", "crank='host'"),
-    "normalised off-policy": (["dqn", "CartPole-v1", "--normalise"], "on-policy", "DQN"),
+    "a normalised table": (["q-learning", "CliffWalking-v1", "--normalise", "--steps", "100"],
+                           "QLearning is neither", "network"),
 }  # fmt: skip
 
 

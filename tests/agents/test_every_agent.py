@@ -89,8 +89,15 @@ LEARNERS = {
     ),
     "c51": (
         C51(
-            rollout_length=2, updates_per_step=0.5, eps_steps=500, target_update_interval=16, n_atoms=36, v_min=-20.0,
-            v_max=120.0, **SMALL, **REPLAY,
+            rollout_length=2,
+            updates_per_step=0.5,
+            eps_steps=500,
+            target_update_interval=16,
+            n_atoms=36,
+            v_min=-20.0,
+            v_max=120.0,
+            **SMALL,
+            **REPLAY,
         ),
         600,
     ),
@@ -101,7 +108,11 @@ LEARNERS = {
     "crossq": (
         # Some entropy keeps the moments of actions away from 0; a smaller step, as there are no targets.
         CrossQ(
-            critic_network=(16,), ent_coef=0.01, updates_per_step=0.5, renorm_warmup=100, **SMALL | {"lr": 3e-3},
+            critic_network=(16,),
+            ent_coef=0.01,
+            updates_per_step=0.5,
+            renorm_warmup=100,
+            **SMALL | {"lr": 3e-3},
             **REPLAY,
         ),
         600,
