@@ -130,7 +130,7 @@ def test_every_discrete_head_with_a_mask(name, action):
 
 
 @pytest.mark.reuses_keys
-@pytest.mark.parametrize("action", POLICIES)
+@pytest.mark.parametrize("action", sorted(POLICIES))
 @pytest.mark.parametrize("name", MEMORIES)
 def test_every_observation_with_a_memory(name, action):
     if action not in TAKEN[name.split()[0]]:
