@@ -6,6 +6,7 @@ CPU), before any test module imports jax.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -33,3 +34,16 @@ def checked_keys(request: pytest.FixtureRequest) -> Iterator[None]:
     free = "envs" in request.path.parts or request.node.get_closest_marker("reuses_keys") is not None
     with jax.debug_key_reuse(not free):
         yield
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs() -> Iterator[None]:
+    """Forget what was compiled before there is too much of it.
+
+    XLA maps several pieces of memory for every program, and Linux allows a process 65,530 of them: beyond, it ends with
+    a segmentation fault. A worker that has met every agent's every knob is beyond.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
+        jax.clear_caches()

@@ -91,6 +91,11 @@ PEERS: dict[str, tuple[str, ...]] = {
     # replay and exploration
     "replay_size": ("buffer_size",),
     "replay_capacity": ("buffer_size",),
+    "prioritized": ("prioritised",),
+    "prioritized_replay": ("prioritised",),
+    "per_alpha": ("prioritised",),
+    "per_beta": ("is_beta",),
+    "num_atoms": ("n_atoms",),
     "warmup_steps": ("learning_starts",),
     "start_steps": ("learning_starts",),
     "polyak": ("tau",),
