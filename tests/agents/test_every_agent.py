@@ -513,7 +513,7 @@ def test_the_order_of_environments_does_not_matter():
 
 
 # Where `lr` moves only a part of the weights.
-MOVED_BY_LR = {"TRPO": "/critic/", "REINFORCE": "/actor/", "ActorCritic": "/actor/"}
+MOVED_BY_LR = {"TRPO": "/critic/", "REINFORCE": "/actor/", "ActorCritic": "/actor/", "A2C": "/actor/"}
 
 
 @pytest.mark.reuses_keys
