@@ -3,6 +3,7 @@
     python bench/run.py                     # every row that can be run and has no result yet
     python bench/run.py P10 P24             # these rows (P24: all its parts); a finished one is only measured again
     python bench/run.py P10 --stage2        # five more seeds as well where the first five missed
+    python bench/run.py P10 --anew          # trained again, although its result is kept in bench/results
     python bench/run.py --jobs 2 P25 P26    # up to two rows at once, each on a core of its own; logs in bench/runs
     python bench/run.py --floors            # the random policy's returns in all environments
     python bench/run.py --leaderboard       # only write bench/leaderboard.md anew
@@ -17,6 +18,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,9 +155,18 @@ def measured(row: dict[str, Any], folder: Path, seeds: list[int]) -> list[float]
     return [float(score) for score in found if score is not None]
 
 
+def kept_stage(row: dict[str, Any], stage: int, variant: str = "") -> dict[str, Any] | None:
+    """A finished stage of the row as it stands in the table, so that stage 2 can follow on another machine."""
+    result = read(RESULTS / f"{row['id']}.json", {})
+    stages = result.get("variants", {}).get(variant, []) if variant else result.get("stages", [])
+    return stages[stage - 1] if result.get("row") == row and len(stages) >= stage else None
+
+
 def scores(row: dict[str, Any], stage: int, preset: str, variant: str = "") -> dict[str, Any]:
-    """Train a stage and measure its five seeds."""
+    """Train a stage and measure its five seeds; without its run folder, a result that is kept stands."""
     folder = RUNS / row["id"] / variant / f"stage{stage}"
+    if not folder.exists() and (kept := kept_stage(row, stage, variant)):
+        return kept
     trained(row, preset, folder, STAGES[stage])
     summary = read(folder / "summary.json")
     middle = time.perf_counter()
@@ -167,6 +178,7 @@ def scores(row: dict[str, Any], stage: int, preset: str, variant: str = "") -> d
         "command": (folder / "command.txt").read_text().strip(),
         "train_s": round(summary["time"]["total_s"], 1),
         "measure_s": round(time.perf_counter() - middle, 1),
+        "versions": versions(),
     }
 
 
@@ -283,13 +295,14 @@ def measure(row: dict[str, Any], stage2: bool) -> dict[str, Any]:
     if "variants" in row:
         return measure_variants(row, stage2)
     ground = base(row)
+    has_second = (RUNS / row["id"] / "stage2" / "config.json").exists() or kept_stage(row, 2) is not None
     stages = [scores(row, 1, row["preset"])]
     result = decided(row, stages, ground)
-    save(row, result)
-    has_second = (RUNS / row["id"] / "stage2" / "config.json").exists()
+    if not has_second:
+        save(row, result)
     if result.get("passed") is False and (stage2 or has_second):
         result = decided(row, [*stages, scores(row, 2, row["preset"])], ground)
-        save(row, result)
+    save(row, result)
     return result
 
 
@@ -316,6 +329,13 @@ def save(row: dict[str, Any], result: dict[str, Any]) -> None:
     """Keep a row's result, and write the table of all of them."""
     write(RESULTS / f"{row['id']}.json", json.dumps(result, indent=1) + "\n")
     show()
+
+
+def forget(names: Sequence[str]) -> None:
+    """Remove what is kept of rows, so that they are trained from the beginning."""
+    for name in names:
+        (RESULTS / f"{name}.json").unlink(missing_ok=True)
+        shutil.rmtree(RUNS / name, ignore_errors=True)
 
 
 def show() -> None:
@@ -414,6 +434,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="bench/run.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help="default: those that can be run and have no result")
     parser.add_argument("--stage2", action="store_true", help="after a miss, train the five seeds of stage 2 too")
+    parser.add_argument("--anew", action="store_true", help="forget the rows' results and runs, and train them again")
     parser.add_argument("--jobs", type=int, metavar="N", help="up to N rows at once, each on a core of its own")
     parser.add_argument("--floors", action="store_true", help="measure the random policy everywhere")
     parser.add_argument("--leaderboard", action="store_true", help="only write bench/leaderboard.md anew")
@@ -424,6 +445,10 @@ def main(arguments: Sequence[str]) -> int:
         show()
         return 0
     names = chosen(given.rows) if given.rows else leaderboard.open_rows(rows(), RESULTS)
+    if given.anew:
+        if not given.rows:
+            parser.error("--anew takes the names of the rows that are to be forgotten")
+        forget(names)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         status = side_by_side(names, given.jobs, given.stage2) if given.jobs else one_by_one(names, given.stage2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from polyak import A2C, PPO, SAC
+from polyak import A2C, DQN, PPO, SAC
 from polyak.core import Rollout, Spec, Transition
 from polyak.errors import PolyakError
 from polyak.heads import PolicyValue
@@ -189,6 +189,20 @@ def test_actor_and_critic_carry_memories_of_their_own():
 def test_sequences_that_do_not_fill_minibatches_are_refused():
     agent = PPO(rollout_length=8, batch_size=6, recurrent="gru")
     with pytest.raises(PolyakError, match=r"batch_size is 6 and rollout_length 8, and sequences must fill minibatches"):
+        agent.init(jax.random.key(0), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("agent", "sentence"),
+    [
+        (DQN(recurrent="gru", n_step=3), "DQN: n_step is 3, and must be 1 with memory"),
+        (DQN(recurrent="gru", prioritised=0.6), "DQN: with memory, rollouts have no priorities"),
+        (DQN(recurrent="gru", rollout_length=5, updates_per_step=0.2), "batch_size 32 must be a multiple of rollout_l"),
+        (SAC(recurrent="lstm", rollout_length=3), "SAC: with memory, a batch is whole rollouts: batch_size 256 must"),
+    ],
+)
+def test_what_a_memory_does_not_go_with_is_refused(agent, sentence):
+    with pytest.raises(PolyakError, match=sentence):
         agent.init(jax.random.key(0), SPEC)
 
 

@@ -160,7 +160,7 @@ def one_of(agent: Any, **choices: tuple[Any, ...]) -> None:
     """Refuse words that a field doesn't know: `one_of(self, recurrent=("gru", "lstm", None))`."""
     for name, known in choices.items():
         value = getattr(agent, name)
-        words = " or ".join(map(repr, known))
+        words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
         near = nearest(str(value), [word for word in known if isinstance(word, str)])
         require(value in known, f"{type(agent).__name__}: {name} is {value!r}, and must be {words}{near}")
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.nn import log_sigmoid, softplus
 
-from polyak.core import hyper
+from polyak.core import hyper, in_range, require
 from polyak.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -188,6 +188,13 @@ def usual_entropy(space: Space) -> float:
     0.98 log n, of Discrete (Christodoulou 2019, arXiv 1910.07207).
     """
     return 0.98 * math.log(space.n) if isinstance(space, Discrete) else -float(parameters(space))
+
+
+def check_temperature(agent: Any) -> None:
+    """Refuse what the fields ent_coef and ent_coef_init of a soft agent can't be."""
+    in_range(agent, ent_coef=(0, jnp.inf), ent_coef_init=(1e-8, jnp.inf))
+    known = not isinstance(agent.ent_coef, str) or agent.ent_coef == "auto"
+    require(known, f"{type(agent).__name__}: ent_coef is {agent.ent_coef!r}, and must be a number or 'auto'")
 
 
 def policy(space: Space, output: Array, log_std: Array | None = None, mask: Array | None = None) -> Any:

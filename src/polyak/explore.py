@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from polyak import keys
+from polyak.core import Counter
 from polyak.dists import Bernoulli, Categorical, MultiCategorical, normal
+from polyak.optim import Linear
 from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 
@@ -26,9 +28,19 @@ def uniform(key: Array, space: Space, n: int, mask: Array | None = None) -> Arra
             raise TypeError(f"no actions in {space}")
 
 
+def random_at_first(key: Array, ready: Array, action: Array, space: Space, mask: Array | None = None) -> Array:
+    """The actions [N, ...], or uniformly random ones until learning is ready."""
+    return jnp.where(ready, action, uniform(key, space, action.shape[0], mask))
+
+
 def _level(mask: Array | None, shape: tuple[int, int]) -> Array:
     """Equal logits, −1e9 where an action is not allowed."""
     return jnp.zeros(shape) if mask is None else jnp.where(mask > 0, 0.0, -1e9)
+
+
+def epsilon_at(agent: Any, steps: Counter) -> Array:
+    """ε of an agent with eps_start, eps_end and eps_steps at this point of the run."""
+    return Linear(agent.eps_start, agent.eps_end, steps=float(agent.eps_steps))(steps.float())
 
 
 def epsilon_greedy_choice(key: Array, Q: Array, epsilon: Any, mask: Array | None = None) -> Array:

@@ -42,12 +42,11 @@ def passes(
     return carry, jax.tree.map(jnp.nanmean, metrics)
 
 
-def check_minibatches(name: str, agent: Any, n_envs: int) -> None:
+def check_minibatches(name: str, T: int, n_envs: int, size: int, sequences: bool = False) -> None:
     """Refuse a batch_size that doesn't divide a rollout, or sequences that don't divide its length."""
-    T, size, recurrent = agent.rollout_length, agent.batch_size, agent.recurrent is not None
     product = f"rollout_length {T} × n_envs {n_envs} = {T * n_envs}"
     require(T * n_envs % size == 0, f"{name}: batch_size {size} must divide {product}")
-    fits = not recurrent or (T % min(T, size) == 0 and size % min(T, size) == 0)
+    fits = not sequences or (T % min(T, size) == 0 and size % min(T, size) == 0)
     whole = "sequences must fill minibatches: give a batch_size that divides rollout_length, or is a multiple of it"
     require(fits, f"{name}: batch_size is {size} and rollout_length {T}, and {whole}")
 

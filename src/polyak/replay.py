@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from polyak.core import Counter, Metrics, Rollout, Spec, Transition, flat, leading, require
+from polyak.core import Counter, Metrics, Rollout, Spec, Transition, flat, in_range, leading, require
 from polyak.hindsight import Hindsight, chances, followed, hindsight, relabelled
 from polyak.nets import sample_obs
 from polyak.returns import ended
@@ -454,6 +454,12 @@ def check_sequences(name: str, batch_size: int, rollout_length: int, n_step: int
     )
     require(n_step == 1, f"{name}: n_step is {n_step}, and must be 1 with memory, which is learned from whole rollouts")
     require(prioritised is None, f"{name}: with memory, rollouts have no priorities; leave prioritised unset")
+
+
+def check_replay(agent: Any) -> None:
+    """Refuse what the fields of an agent with a replay can't be."""
+    in_range(agent, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
+    in_range(agent, rollout_length=(1, 1 << 20))
 
 
 def check_rhythm(name: str, agent: Any, n_envs: int) -> None:

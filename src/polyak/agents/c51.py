@@ -43,10 +43,10 @@ from polyak.core import (
     require,
 )
 from polyak.dists import mask_of, masked
-from polyak.explore import epsilon_greedy_choice
+from polyak.explore import epsilon_at, epsilon_greedy_choice
 from polyak.heads import Value
-from polyak.optim import Linear, Schedule, adam, descend, now, polyak
-from polyak.replay import UNIFORM, Drawn, Sampling, check_rhythm, replay_update, ring
+from polyak.optim import Schedule, adam, descend, now, polyak
+from polyak.replay import UNIFORM, Drawn, Sampling, check_replay, check_rhythm, replay_update, ring
 from polyak.returns import categorical_projection, td_target
 from polyak.spaces import Discrete
 
@@ -96,8 +96,8 @@ class C51:
         in_range(
             self, gamma=(0, 1), tau=(0, 1), eps_start=(0, 1), eps_end=(0, 1), lr=(0, jnp.inf), eps_steps=(1, 1 << 40)
         )
-        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24), n_step=(1, 1 << 10))
+        check_replay(self)
+        in_range(self, target_update_interval=(1, 1 << 24), n_step=(1, 1 << 10))
         in_range(self, prioritised=(0, 1), is_beta=(0, 1), n_atoms=(2, 1 << 16))
         in_range(self, max_grad_norm=(1e-8, jnp.inf), adam_eps=(1e-20, 1))  # ε = 0 gives NaN where there is no gradient
         known = isinstance(self.v_min, float) and isinstance(self.v_max, float)  # traced values are not
@@ -168,8 +168,7 @@ class C51:
 
     def _epsilon(self, state: State) -> Array:
         """ε at this point of the run; 1 before learning starts."""
-        falling = Linear(self.eps_start, self.eps_end, steps=float(self.eps_steps))(state.steps.float())
-        return jnp.where(state.steps.at_least(self.learning_starts), falling, 1.0)
+        return jnp.where(state.steps.at_least(self.learning_starts), epsilon_at(self, state.steps), 1.0)
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm, self.adam_eps)

@@ -28,12 +28,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from polyak import nets, renorm
-from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions, require
-from polyak.dists import TanhNormal, parameters
-from polyak.explore import uniform
+from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions
+from polyak.dists import TanhNormal, check_temperature, parameters, usual_entropy
+from polyak.explore import random_at_first
 from polyak.heads import Squashed
 from polyak.optim import Schedule, adam, descend, now
-from polyak.replay import check_rhythm, replay_update, ring
+from polyak.replay import check_replay, check_rhythm, replay_update, ring
 from polyak.returns import td_target
 from polyak.spaces import Box
 
@@ -83,12 +83,11 @@ class CrossQ:
     on_policy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        in_range(self, gamma=(0, 1), lr=(0, jnp.inf), ent_coef=(0, jnp.inf), ent_coef_init=(1e-8, jnp.inf))
-        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20), policy_delay=(1, 1 << 24), renorm_warmup=(0, 1 << 40))
+        in_range(self, gamma=(0, 1), lr=(0, jnp.inf))
+        check_replay(self)
+        in_range(self, policy_delay=(1, 1 << 24), renorm_warmup=(0, 1 << 40))
         in_range(self, adam_b1=(0, 1 - 1e-6), max_grad_norm=(1e-8, jnp.inf))
-        known = not isinstance(self.ent_coef, str) or self.ent_coef == "auto"
-        require(known, f"CrossQ: ent_coef is {self.ent_coef!r}, and must be a number or 'auto'")
+        check_temperature(self)
 
     def init(self, key: Array, spec: Spec) -> State:
         if not (isinstance(spec.action, Box) and spec.action.bounded):  # tanh reaches no further than ±1
@@ -114,8 +113,8 @@ class CrossQ:
             return pi.mode(), memory
         k_uniform, k_pi = jax.random.split(key)
         action = pi.sample(k_pi)
-        warm = state.steps.at_least(self.learning_starts)
-        return jnp.where(warm, action, uniform(k_uniform, state.actor.head.space, action.shape[0])), memory
+        ready = state.steps.at_least(self.learning_starts)
+        return random_at_first(k_uniform, ready, action, state.actor.head.space), memory
 
     def update(self, state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
         return replay_update(now(self, state.steps), state, rollout, key)
@@ -161,8 +160,8 @@ class CrossQ:
 
         (value, (log_pi, seen)), grads = jax.value_and_grad(loss, has_aux=True)(state.actor)
         actor, actor_opt = descend(self._rule(), self.lr, grads, state.opts[0], state.actor)  # (4)
-        target = -float(parameters(state.actor.head.space)) if self.target_entropy is None else self.target_entropy
-        surplus = -(log_pi + target)  # of entropy over H̄: the gradient of (5)
+        least = usual_entropy(actor.head.space) if self.target_entropy is None else self.target_entropy  # H̄
+        surplus = -(log_pi + least)  # of entropy: the gradient of (5)
         log_alpha, alpha_opt = state.log_alpha, state.opts[2]
         if self.ent_coef == "auto":
             log_alpha, alpha_opt = descend(self._rule(), self.lr, surplus, alpha_opt, log_alpha)  # (5)

@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions, require
+from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, one_of, refuse_actions
 from polyak.dists import parameters
-from polyak.explore import disturbed, uniform
+from polyak.explore import disturbed, random_at_first
 from polyak.heads import Deterministic
 from polyak.optim import Schedule, adam, descend, now, polyak
-from polyak.replay import check_rhythm, replay_update, ring
+from polyak.replay import check_replay, check_rhythm, replay_update, ring
 from polyak.returns import td_target
 from polyak.spaces import Box
 
@@ -74,9 +74,8 @@ class DDPG:
     def __post_init__(self) -> None:
         in_range(self, gamma=(0, 1), tau=(0, 1), lr=(0, jnp.inf), critic_lr=(0, jnp.inf), action_l2=(0, jnp.inf))
         in_range(self, noise_std=(0, jnp.inf), ou_theta=(0, 1), max_grad_norm=(1e-8, jnp.inf))
-        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20))
-        require(self.noise in ("gaussian", "ou"), f"DDPG: noise is {self.noise!r}, and must be 'gaussian' or 'ou'")
+        check_replay(self)
+        one_of(self, noise=("gaussian", "ou"))
 
     def init(self, key: Array, spec: Spec) -> State:
         if not (isinstance(spec.action, Box) and spec.action.bounded):  # tanh reaches no further than ±1
@@ -101,8 +100,8 @@ class DDPG:
         self = now(self, state.steps)
         k_uniform, k_noise = jax.random.split(key)
         noisy, memory = disturbed(k_noise, action, self.noise_std, self.ou_theta, memory)  # (5)
-        warm = state.steps.at_least(self.learning_starts)
-        return jnp.where(warm, noisy, uniform(k_uniform, state.actor.space, action.shape[0])), memory
+        ready = state.steps.at_least(self.learning_starts)
+        return random_at_first(k_uniform, ready, noisy, state.actor.space), memory
 
     def update(self, state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
         return replay_update(now(self, state.steps), state, rollout, key)

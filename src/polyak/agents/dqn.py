@@ -39,15 +39,15 @@ from polyak.core import (
     hyper,
     in_range,
     leading,
+    one_of,
     refuse_actions,
-    require,
 )
 from polyak.dists import mask_of, masked
-from polyak.explore import epsilon_greedy_choice
+from polyak.explore import epsilon_at, epsilon_greedy_choice
 from polyak.heads import Dueling, Value, action_value, torso_of
-from polyak.optim import Linear, Schedule, adam, descend, now, polyak
+from polyak.optim import Schedule, adam, descend, now, polyak
 from polyak.recurrent import check_memory, start, step, views
-from polyak.replay import UNIFORM, Drawn, Sampling, check_rhythm, replay_update, ring
+from polyak.replay import UNIFORM, Drawn, Sampling, check_replay, check_rhythm, check_sequences, replay_update, ring
 from polyak.returns import td_target
 from polyak.spaces import Discrete
 
@@ -88,7 +88,7 @@ class DQN:
     adam_eps: float = 1e-8  # ε in Adam's denominator
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 64,64 ReLU, and a CNN for images
-    recurrent: Literal["gru", "lstm"] | None = None  # a memory of the episode behind the torso
+    recurrent: Literal["gru", "lstm"] | None = None  # a memory of the episode, learned through rollout_length steps
     memory_size: int = 64  # width of that memory
     dueling: bool = False  # the network gives V and A, of which Q is the sum
 
@@ -98,17 +98,19 @@ class DQN:
         in_range(
             self, gamma=(0, 1), tau=(0, 1), eps_start=(0, 1), eps_end=(0, 1), lr=(0, jnp.inf), eps_steps=(1, 1 << 40)
         )
-        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20), target_update_interval=(1, 1 << 24), n_step=(1, 1 << 10))
+        check_replay(self)
+        in_range(self, target_update_interval=(1, 1 << 24), n_step=(1, 1 << 10))
         in_range(self, prioritised=(0, 1), is_beta=(0, 1))
         in_range(self, max_grad_norm=(1e-8, jnp.inf), adam_eps=(1e-20, 1))  # ε = 0 gives NaN where there is no gradient
         check_memory(self)
-        require(self.loss in ("huber", "squared"), f"DQN: loss is {self.loss!r}, and must be 'huber' or 'squared'")
+        one_of(self, loss=("huber", "squared"))
 
     def init(self, key: Array, spec: Spec) -> State:
         if not isinstance(spec.action, Discrete):
             refuse_actions("DQN", spec.action)
         check_rhythm("DQN", self, spec.n_envs)
+        if self.recurrent is not None:
+            check_sequences("DQN", self.batch_size, self.rollout_length, self.n_step, self.prioritised)
         k_torso, k_head = jax.random.split(key)
         torso = torso_of(k_torso, self, _NETWORK, spec.obs)
         Q = (Dueling if self.dueling else Value).init(k_head, torso, spec.obs, spec.action.n, "uniform")  # (9)
@@ -155,14 +157,13 @@ class DQN:
         (value, (Q_mean, error)), grads = jax.value_and_grad(loss, has_aux=True)(state.Q)
         Q, opt = descend(self._rule(), self.lr, grads, state.opt, state.Q)  # (3)
         metrics = {"train/loss": value, "train/q_mean": Q_mean}
-        return state._replace(Q=Q, opt=opt), metrics if self.prioritised is None else metrics | {
-            "train/td_error": error
-        }
+        if self.prioritised is not None:
+            metrics["train/td_error"] = error
+        return state._replace(Q=Q, opt=opt), metrics
 
     def _epsilon(self, state: State) -> Array:
         """ε at this point of the run; 1 before learning starts."""
-        falling = Linear(self.eps_start, self.eps_end, steps=float(self.eps_steps))(state.steps.float())
-        return jnp.where(state.steps.at_least(self.learning_starts), falling, 1.0)
+        return jnp.where(state.steps.at_least(self.learning_starts), epsilon_at(self, state.steps), 1.0)
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm, self.adam_eps)

@@ -29,9 +29,9 @@ from jax import Array
 
 from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_range, require
 from polyak.dists import mask_of
-from polyak.explore import epsilon_greedy_probabilities
+from polyak.explore import epsilon_at, epsilon_greedy_probabilities
 from polyak.mdp.features import Features, OneHot, Weights
-from polyak.mdp.online import Policy, allowed, chosen, discrete_actions, each, epsilon_at, followed, policy_of
+from polyak.mdp.online import Policy, allowed, chosen, discrete_actions, each, followed, policy_of
 from polyak.optim import Schedule, now
 
 
@@ -80,7 +80,7 @@ class MonteCarlo:
         require(table or not self.first_visit, "MonteCarlo: first visits are of a table; set first_visit=False")
 
     def init(self, key: Array, spec: Spec) -> State:
-        n = discrete_actions("Monte Carlo", spec)
+        n = discrete_actions("MonteCarlo", spec)
         Q = Weights.init(self.features, spec.obs, n if self.policy is None else 1, self.q_init)
         given = None if isinstance(self.policy, str) else self.policy
         policy = jnp.zeros((1, 0)) if self.policy is None else policy_of("MonteCarlo", given, Q, spec)

@@ -98,7 +98,7 @@ class PPO:
     def init(self, key: Array, spec: Spec) -> State:
         if not isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box):
             refuse_actions("PPO", spec.action)
-        check_minibatches("PPO", self, spec.n_envs)
+        check_minibatches("PPO", self.rollout_length, spec.n_envs, self.batch_size, self.recurrent is not None)
         params = PolicyValue.init(key, self, _NETWORK, spec)
         beta = () if self.d_targ is None else jnp.asarray(now(self, Counter.of(0)).kl_coef, jnp.float32)
         return State(params, self._rule().init(params), beta, Counter.of(0))

@@ -25,8 +25,9 @@ from jax import Array
 
 from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_range
 from polyak.dists import mask_of
+from polyak.explore import epsilon_at
 from polyak.mdp.features import Features, Weights
-from polyak.mdp.online import allowed, chosen, discrete_actions, epsilon_at, in_turn
+from polyak.mdp.online import allowed, chosen, discrete_actions, in_turn
 from polyak.optim import Schedule, now
 from polyak.returns import td_target
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rollout, Spec, flat, hyper, in_range, leading, refuse_actions, require
+from polyak.core import Counter, Metrics, Rollout, Spec, flat, hyper, in_range, leading, one_of, refuse_actions, require
 from polyak.heads import Policy, Value
 from polyak.optim import Schedule, adam, descend, now
 from polyak.returns import ended, explained_variance, lambda_return
@@ -79,8 +79,7 @@ class REINFORCE:
     def __post_init__(self) -> None:
         in_range(self, gamma=(0, 1), ent_coef=(0, jnp.inf), lr=(0, jnp.inf), critic_lr=(0, jnp.inf))
         in_range(self, rollout_length=(1, 1 << 24), horizon=(1, 1 << 24), max_grad_norm=(1e-8, jnp.inf))
-        known = self.baseline in ("none", "mean", "value")
-        require(known, f"REINFORCE: baseline is {self.baseline!r}, and must be 'none', 'mean' or 'value'")
+        one_of(self, baseline=("none", "mean", "value"))
         fits = self.horizon is None or self.horizon <= self.rollout_length
         longer = f"REINFORCE: horizon {self.horizon} needs a rollout_length as long, not {self.rollout_length}"
         require(fits, f"{longer}: no episode would count")

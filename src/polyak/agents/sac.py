@@ -29,12 +29,12 @@ from jax import Array
 
 from polyak import nets
 from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions, require
-from polyak.dists import Categorical, mask_of, usual_entropy
-from polyak.explore import uniform
+from polyak.dists import Categorical, check_temperature, mask_of, usual_entropy
+from polyak.explore import random_at_first
 from polyak.heads import Policy, Squashed, action_value, critic_of, torso_of
 from polyak.optim import Schedule, adam, descend, now, polyak
 from polyak.recurrent import check_memory, start, step_all, views
-from polyak.replay import UNIFORM, Drawn, check_rhythm, replay_update, ring
+from polyak.replay import UNIFORM, Drawn, check_replay, check_rhythm, check_sequences, replay_update, ring
 from polyak.returns import td_target
 from polyak.spaces import Box, Discrete
 
@@ -75,18 +75,17 @@ class SAC:
     max_grad_norm: float | Schedule | None = None  # gradients are scaled down to this norm; none: never
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 256,256 ReLU, and a CNN for images
-    recurrent: Literal["gru", "lstm"] | None = None  # a memory of the episode behind each torso
+    recurrent: Literal["gru", "lstm"] | None = None  # a memory of the episode, learned through rollout_length steps
     memory_size: int = 64  # width of that memory
 
     on_policy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        in_range(self, gamma=(0, 1), tau=(0, 1), lr=(0, jnp.inf), ent_coef=(0, jnp.inf), ent_coef_init=(1e-8, jnp.inf))
-        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20), max_grad_norm=(1e-8, jnp.inf))
+        in_range(self, gamma=(0, 1), tau=(0, 1), lr=(0, jnp.inf))
+        check_replay(self)
+        in_range(self, max_grad_norm=(1e-8, jnp.inf))
         check_memory(self)
-        known = not isinstance(self.ent_coef, str) or self.ent_coef == "auto"
-        require(known, f"SAC: ent_coef is {self.ent_coef!r}, and must be a number or 'auto'")
+        check_temperature(self)
 
     def init(self, key: Array, spec: Spec) -> State:
         bounded = isinstance(spec.action, Box) and spec.action.bounded  # tanh reaches no further than ±1
@@ -94,6 +93,8 @@ class SAC:
             refuse_actions("SAC", spec.action)
         require(bounded or not self.sde, "SAC: sde is noise on a Box of actions, and these are Discrete: leave it out")
         check_rhythm("SAC", self, spec.n_envs)
+        if self.recurrent is not None:
+            check_sequences("SAC", self.batch_size, self.rollout_length)
         k_torso, k_heads, k_1, k_2, k_noise = jax.random.split(key, 5)
         torso = torso_of(k_torso, self, _NETWORK, spec.obs)
         kind: Any = Squashed if bounded else Policy
@@ -116,8 +117,8 @@ class SAC:
         k_uniform, k_pi = jax.random.split(key)
         smooth = self.sde and state.noise.shape[0] == f.shape[0]
         action = jnp.tanh(pi.mean + jnp.einsum("nf,nfa->na", f, state.noise)) if smooth else pi.sample(k_pi)
-        warm = state.steps.at_least(self.learning_starts)
-        return jnp.where(warm, action, uniform(k_uniform, state.actor.space, f.shape[0], mask_of(obs))), memory
+        ready = state.steps.at_least(self.learning_starts)
+        return random_at_first(k_uniform, ready, action, state.actor.space, mask_of(obs)), memory
 
     def update(self, state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
         k_learn, k_noise = jax.random.split(key)

@@ -25,7 +25,7 @@ from jax import Array, lax
 
 from polyak.core import Counter, Metrics, Rollout, Spec, Transition, hyper, in_range
 from polyak.dists import mask_of
-from polyak.explore import epsilon_greedy_choice, epsilon_greedy_probabilities
+from polyak.explore import epsilon_at, epsilon_greedy_choice, epsilon_greedy_probabilities
 from polyak.mdp.features import Features, Weights
 from polyak.mdp.online import (
     Window,
@@ -34,7 +34,6 @@ from polyak.mdp.online import (
     discrete_actions,
     due,
     each,
-    epsilon_at,
     forgotten,
     pushed,
     window,

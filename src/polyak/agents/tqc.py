@@ -24,12 +24,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions, require
-from polyak.dists import parameters
-from polyak.explore import uniform
+from polyak.core import Counter, Metrics, Rhythm, Rollout, Spec, Transition, hyper, in_range, refuse_actions
+from polyak.dists import check_temperature, parameters, usual_entropy
+from polyak.explore import random_at_first
 from polyak.heads import Squashed
 from polyak.optim import Schedule, adam, descend, now, polyak
-from polyak.replay import check_rhythm, replay_update, ring
+from polyak.replay import check_replay, check_rhythm, replay_update, ring
 from polyak.returns import quantile_huber_loss, td_target
 from polyak.spaces import Box
 
@@ -73,12 +73,11 @@ class TQC:
     on_policy: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        in_range(self, gamma=(0, 1), tau=(0, 1), lr=(0, jnp.inf), ent_coef=(0, jnp.inf), ent_coef_init=(1e-8, jnp.inf))
-        in_range(self, batch_size=(1, 1 << 24), buffer_size=(1, 1 << 30), learning_starts=(0, 1 << 40))
-        in_range(self, rollout_length=(1, 1 << 20), max_grad_norm=(1e-8, jnp.inf), n_critics=(1, 1 << 10))
+        in_range(self, gamma=(0, 1), tau=(0, 1), lr=(0, jnp.inf))
+        check_replay(self)
+        in_range(self, max_grad_norm=(1e-8, jnp.inf), n_critics=(1, 1 << 10))
         in_range(self, n_quantiles=(1, 1 << 16), drop_per_critic=(0, self.n_quantiles - 1))
-        known = not isinstance(self.ent_coef, str) or self.ent_coef == "auto"
-        require(known, f"TQC: ent_coef is {self.ent_coef!r}, and must be a number or 'auto'")
+        check_temperature(self)
 
     def init(self, key: Array, spec: Spec) -> State:
         if not (isinstance(spec.action, Box) and spec.action.bounded):  # tanh reaches no further than ±1
@@ -103,8 +102,8 @@ class TQC:
             return pi.mode(), memory
         k_uniform, k_pi = jax.random.split(key)
         action = pi.sample(k_pi)
-        warm = state.steps.at_least(self.learning_starts)
-        return jnp.where(warm, action, uniform(k_uniform, state.actor.space, action.shape[0])), memory
+        ready = state.steps.at_least(self.learning_starts)
+        return random_at_first(k_uniform, ready, action, state.actor.space), memory
 
     def update(self, state: State, rollout: Rollout, key: Array) -> tuple[State, Metrics]:
         return replay_update(now(self, state.steps), state, rollout, key)
@@ -127,7 +126,8 @@ class TQC:
         critics, critic_opt = descend(self._rule(), self.lr, grads, state.opts[1], state.critics)  # (3)
         (actor_value, log_pi), grads = jax.value_and_grad(actor_loss, has_aux=True)(state.actor)
         actor, actor_opt = descend(self._rule(), self.lr, grads, state.opts[0], state.actor)  # (4)
-        surplus = -(log_pi + self._target_entropy(state))  # of entropy over H̄: the gradient of (5)
+        least = usual_entropy(actor.space) if self.target_entropy is None else self.target_entropy  # H̄
+        surplus = -(log_pi + least)  # of entropy: the gradient of (5)
         log_alpha, alpha_opt = state.log_alpha, state.opts[2]
         if self.ent_coef == "auto":
             log_alpha, alpha_opt = descend(self._rule(), self.lr, surplus, alpha_opt, log_alpha)  # (5)
@@ -145,9 +145,6 @@ class TQC:
         kept = self.n_critics * (self.n_quantiles - self.drop_per_critic)
         V_next = z[:, :kept] - (alpha * log_pi)[:, None]
         return td_target(self.gamma, batch.reward[:, None], batch.terminated[:, None], V_next)  # (2)
-
-    def _target_entropy(self, state: State) -> Any:
-        return -float(parameters(state.actor.space)) if self.target_entropy is None else self.target_entropy
 
     def _rule(self) -> Any:
         return adam(self.max_grad_norm)

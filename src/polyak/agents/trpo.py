@@ -28,9 +28,9 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from polyak import nets
-from polyak.core import Counter, Metrics, Rollout, Spec, flat, hyper, in_range, leading, refuse_actions, require
+from polyak.core import Counter, Metrics, Rollout, Spec, flat, hyper, in_range, leading, refuse_actions
 from polyak.heads import Policy, Value
-from polyak.minibatches import passes
+from polyak.minibatches import check_minibatches, passes
 from polyak.optim import Schedule, adam, descend, now
 from polyak.returns import explained_variance, gae, standardised
 from polyak.spaces import Box, Discrete, MultiBinary, MultiDiscrete
@@ -92,9 +92,7 @@ class TRPO:
     def init(self, key: Array, spec: Spec) -> State:
         if not isinstance(spec.action, Discrete | MultiDiscrete | MultiBinary | Box):
             refuse_actions("TRPO", spec.action)
-        total = self.rollout_length * spec.n_envs
-        product = f"rollout_length {self.rollout_length} × n_envs {spec.n_envs} = {total}"
-        require(total % self.batch_size == 0, f"TRPO: batch_size {self.batch_size} must divide {product}")
+        check_minibatches("TRPO", self.rollout_length, spec.n_envs, self.batch_size)
         k_actor, k_critic, k_head, k_value = jax.random.split(key, 4)
         torso = nets.build(self.network, _NETWORK, k_actor, spec.obs)
         actor = Policy.init(k_head, torso, spec.obs, spec.action, self.log_std_init)

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from polyak.core import Counter, Metrics, Rollout, Spec, Transition, leading, refuse_actions, require
+from polyak.core import Metrics, Rollout, Spec, Transition, leading, refuse_actions, require
 from polyak.dists import mask_of
 from polyak.errors import PolyakError
 from polyak.explore import epsilon_greedy_choice
 from polyak.mdp.features import Weights
 from polyak.nets import sample_obs
-from polyak.optim import Linear
 from polyak.returns import ended
 from polyak.spaces import Discrete
 
@@ -29,11 +28,6 @@ def discrete_actions(name: str, spec: Spec) -> int:
     if not isinstance(spec.action, Discrete):
         refuse_actions(name, spec.action)
     return spec.action.n
-
-
-def epsilon_at(agent: Any, steps: Counter) -> Array:
-    """ε of an agent with eps_start, eps_end and eps_steps at this point of the run."""
-    return Linear(agent.eps_start, agent.eps_end, steps=float(agent.eps_steps))(steps.float())
 
 
 def chosen(Q: Array, obs: Any, key: Array, epsilon: Any, explore: bool) -> Array:

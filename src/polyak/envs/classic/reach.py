@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from polyak.core import hyper
 from polyak.envs.classic import raster
+from polyak.envs.goals import DistanceReward
 from polyak.spaces import Box, Dict
 
 
@@ -59,7 +60,7 @@ class Reach:
 
     def goal_reward(self, achieved: Array, desired: Array) -> Array:
         """The reward of a step that ends at `achieved` [2] where `desired` [2] was the goal."""
-        return jnp.where(jnp.sqrt(((achieved - desired) ** 2).sum()) > self.threshold, -1.0, 0.0)
+        return DistanceReward(self.threshold, dense=False)(achieved, desired)
 
     def success(self, obs: Any) -> Array:
         """Whether an episode that ends with this observation succeeded."""
