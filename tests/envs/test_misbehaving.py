@@ -215,7 +215,7 @@ def test_a_fault_in_the_proof_is_left_to_training_to_meet():
 
 
 HANGING = """
-    import ctypes, sys, time
+    import ctypes, os, signal, subprocess, sys, time
     import gymnasium as gym, numpy as np
     from polyak.envs.host import HostVector, Tier
 
@@ -266,3 +266,10 @@ def test_a_hang_that_holds_the_interpreters_lock_ends_the_process_too():
 def test_a_slow_call_within_the_deadline_is_no_hang_and_zero_switches_the_watchdog_off():
     assert hang(1, "time.sleep(0.3)").stdout == "done\n"
     assert hang(1, "time.sleep(1.5)", deadline=0).stdout == "done\n"
+
+
+def test_a_process_that_was_stopped_for_longer_than_the_deadline_goes_on():
+    """Ctrl-Z, and `fg` 5 s later: neither the thread nor the alarm, which was due after 3.5 s, takes it for a hang."""
+    wake = "subprocess.Popen(['sh', '-c', f'sleep 5; kill -CONT {os.getpid()}'])"
+    stopped = hang(2, f"{wake}; time.sleep(0.1); os.kill(os.getpid(), signal.SIGTSTP)")
+    assert stopped.stdout == "done\n", stopped.stderr

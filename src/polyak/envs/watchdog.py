@@ -10,10 +10,12 @@ C code that holds the interpreter's lock stops this thread as well; for that cas
 import contextlib
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Protocol
 from weakref import WeakSet
 
@@ -70,6 +72,7 @@ class Watchdog:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="polyak-watchdog", daemon=True)
                 self._thread.start()
+        _sleep_with_the_process()
         _arm(vector.deadline)
         self._wake.set()
 
@@ -130,6 +133,20 @@ def _arm(deadline: float) -> None:
         stream = sys.__stderr__
         if stream is not None:
             faulthandler.dump_traceback_later(deadline + 3 * _TICK_S, exit=True, file=stream)
+
+
+def _sleep_with_the_process() -> None:
+    """Ctrl-Z stops the alarm too, which knows the time only, and would end the process as soon as it goes on."""
+    stop = getattr(signal, "SIGTSTP", None)  # there is none on Windows
+    if stop is None or threading.current_thread() is not threading.main_thread():
+        return
+
+    def pause(number: int, frame: FrameType | None) -> None:
+        faulthandler.cancel_dump_traceback_later()  # the thread arms it again
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    if signal.getsignal(stop) is signal.SIG_DFL:
+        signal.signal(stop, pause)
 
 
 WATCHDOG = Watchdog()
