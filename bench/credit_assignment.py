@@ -324,15 +324,15 @@ def gradient_part() -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------- learning curves
 
 STEPS, STRETCH, SEEDS = 200_000, 4096, 10  # of a run; of a point of its curve; from seed 0
-LINE: dict[str, tuple[str, dict[str, Any]]] = {
-    "REINFORCE, b = 0": ("reinforce", {"baseline": "none"}),
-    "REINFORCE, b = mean G": ("reinforce", {"baseline": "mean"}),
-    "REINFORCE, b = V": ("reinforce", {"baseline": "value", "critic_lr": 2e-3}),
-    "ActorCritic": ("actor-critic", {}),
-    "A2C, λ = 0": ("a2c", {"gae_lambda": 0.0}),
-    "A2C, λ = 0.95": ("a2c", {"gae_lambda": 0.95}),
-    "A2C, λ = 1": ("a2c", {"gae_lambda": 1.0}),
-    "PPO": ("ppo", {}),
+LINE: dict[str, tuple[str, str, dict[str, Any]]] = {  # agent, preset, and what differs from it
+    "REINFORCE, b = 0": ("reinforce", "default", {"baseline": "none"}),
+    "REINFORCE, b = mean G": ("reinforce", "default", {"baseline": "mean"}),
+    "REINFORCE, b = V": ("reinforce", "default", {"baseline": "value", "critic_lr": 2e-3}),
+    "ActorCritic": ("actor-critic", "default", {}),
+    "A2C, λ = 0": ("a2c", "slm", {"gae_lambda": 0.0}),
+    "A2C, λ = 0.95": ("a2c", "slm", {"gae_lambda": 0.95}),
+    "A2C, λ = 1": ("a2c", "slm", {"gae_lambda": 1.0}),
+    "PPO": ("ppo", "default", {}),
 }
 PANELS = {
     "REINFORCE: the baseline": ["REINFORCE, b = 0", "REINFORCE, b = mean G", "REINFORCE, b = V"],
@@ -351,8 +351,8 @@ def curve(name: str) -> dict[str, Any]:
     """One agent's curve: [SEEDS] lists of mean returns of the episodes that ended in each stretch of steps."""
     from polyak.runs.config import agent_from
 
-    began, (kind, fields) = time.perf_counter(), LINE[name]
-    agent, preset = agent_from(kind, fields, ENV, "default", None)
+    began, (kind, named, fields) = time.perf_counter(), LINE[name]
+    agent, preset = agent_from(kind, fields, ENV, named, None)
     world = resolve(f"jax:{ENV}").world
     spec = Spec(world.obs_space, world.action_space, preset.n_envs, STEPS)
     crank = cranks.Compiled(resolve_schedules(agent, STEPS), world, spec, range(SEEDS))

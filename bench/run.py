@@ -178,6 +178,7 @@ def scores(row: dict[str, Any], stage: int, preset: str, variant: str = "") -> d
         "command": (folder / "command.txt").read_text().strip(),
         "train_s": round(summary["time"]["total_s"], 1),
         "measure_s": round(time.perf_counter() - middle, 1),
+        "commit": read(folder / "system.json").get("git", ""),
         "versions": versions(),
     }
 

@@ -26,6 +26,7 @@ from polyak import DQN, PPO, SAC, cli
 from polyak.envs.host import episode_seed
 from polyak.errors import EnvError, PolyakError, RunError
 from polyak.runs import checkpoint, disk, folder
+from polyak.runs.config import agent_from
 from polyak.runs.session import Interrupted
 
 pytestmark = pytest.mark.reuses_keys  # one run is trained several times, with its own keys each time
@@ -155,6 +156,32 @@ def test_counts_are_whole_numbers_in_python_too(name: str, value: Any, place: Pa
     with pytest.raises(PolyakError, match=f"{name.rstrip('s')}.* is .*must be a whole number"):
         polyak.train(ON_POLICY, "CartPole-v1", **({"steps": 192} | {name: value}), **SILENT)
     assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"lr": {"start": 1e-3}}, "lr is .*, and must be a number or a schedule"),
+        ({"lr": [1e-3]}, "lr is .*, and must be a number or a schedule"),
+        ({"lr": "fast"}, "lr is 'fast', and must be a number or a schedule"),
+        ({"tau": (0.1, 0.2)}, "tau is .*, and must be a number"),
+        ({"batch_size": "64"}, "batch_size is '64', and must be a whole number"),
+        ({"double": "yes"}, "double is 'yes', and must be True or False"),
+        ({"double": 1}, "double is 1, and must be True or False"),
+    ],
+)
+def test_values_of_the_wrong_kind_in_python(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(PolyakError, match=sentence):
+        DQN(**fields)
+    with pytest.raises(PolyakError, match=r"horizon is 2\.5, and must be a whole number"):
+        polyak.REINFORCE(horizon=2.5)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_field_may_be_written_as_in_the_configuration() -> None:
+    written = {"lr": {"schedule": "Linear", "start": 1e-3, "end": 0.0, "fraction": 1.0}}
+    assert agent_from("dqn", written, "CartPole-v1", None, None)[0].lr == polyak.Linear(1e-3)
+    with pytest.raises(PolyakError, match=r"lr is .*, which is no schedule"):
+        agent_from("dqn", {"lr": {"schedule": "Linera", "start": 1e-3}}, "CartPole-v1", None, None)
 
 
 def test_unknown_fields_in_python() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -314,6 +315,29 @@ def test_rows_side_by_side(copy: Path) -> None:
         path.unlink()
     done = subprocess.run(command(copy, "A"), cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "A: IQM" in done.stdout, done.stderr
+    # Elsewhere, where the run folders are not: what is kept stands, until the row is another one, or `--anew`.
+    shutil.rmtree(copy / "bench" / "runs")
+    kept = (copy / "bench" / "results" / "A.json").read_text()
+    done = subprocess.run(command(copy, "A"), cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and not (copy / "bench" / "runs" / "A").exists(), done.stderr
+    assert json.loads((copy / "bench" / "results" / "A.json").read_text())["stages"] == json.loads(kept)["stages"]
+    done = subprocess.run(command(copy, "--anew", "A"), cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and (copy / "bench" / "runs" / "A").exists(), done.stderr
+    again = json.loads((copy / "bench" / "results" / "A.json").read_text())["stages"]
+    assert [stage["state_hash"] for stage in again] == [json.loads(kept)["stages"][0]["state_hash"]]
+
+
+def test_a_kept_stage_is_that_of_the_same_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import run
+
+    row, stages = {"id": "A", "steps": 10}, [{"scores": [1.0]}, {"scores": [2.0]}]
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    assert run.kept_stage(row, 1) is None
+    (tmp_path / "A.json").write_text(json.dumps({"row": row, "stages": stages}))
+    assert [run.kept_stage(row, k) for k in (1, 2, 3)] == [*stages, None]
+    assert run.kept_stage(row | {"steps": 20}, 1) is None
+    (tmp_path / "A.json").write_text(json.dumps({"row": row, "variants": {"kl": stages[:1]}}))
+    assert [run.kept_stage(row, 1, name) for name in ("kl", "clip")] == [stages[0], None]
 
 
 @pytest.mark.full

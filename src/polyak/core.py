@@ -1,7 +1,7 @@
 """What every part speaks: the record of experience, the protocol of an agent, and what a hyper-parameter is."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Protocol, TypeVar, dataclass_transform
 
 import jax
@@ -205,13 +205,16 @@ def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
     if field.type is float or "float" in wanted:
         if isinstance(value, int) and not isinstance(value, bool) and "int" not in wanted:
             value = float(value)
-        alone = not isinstance(value, bool | str | None)
-        require(alone or _admits(wanted, value), f"{what} {value!r}, and must be a number")
-    if field.type is int:
+        alone = not isinstance(value, bool | str | None | Mapping | Sequence | Set)
+        schedule = " or a schedule" if "Linear" in wanted else ""
+        require(alone or _admits(wanted, value), f"{what} {value!r}, and must be a number{schedule}")
+    elif field.type is int or wanted == "int | None":
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        require(whole, f"{what} {value!r}, and must be a whole number")
+        require(whole or _admits(wanted, value), f"{what} {value!r}, and must be a whole number")
+    elif field.type is bool:
+        require(isinstance(value, bool | np.bool_), f"{what} {value!r}, and must be True or False")
     require(not (isinstance(value, float | np.floating) and value != value), f"{what} NaN, and must be a number")
     return tuple(value) if isinstance(value, list) else value
 

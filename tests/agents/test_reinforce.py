@@ -359,6 +359,21 @@ def test_one_update_equals_numpy():
     assert after.steps.low == T * N
 
 
+def test_v_takes_several_steps_on_a_rollout_and_the_policy_one():
+    """The second step starts where a first one ended, so two updates with a policy that stands still tell it."""
+    still = REINFORCE(rollout_length=T, network=(), baseline="value", lr=0.0, critic_lr=0.1)
+    twice = dataclasses.replace(still, lr=0.02, critic_epochs=2)
+    state = moved(begun(still, Spec(OBS, Discrete(4), N, 1000)))
+    rollout = recorded(state, 4)
+    (first, once), (both, metrics) = updated(still, state, rollout), updated(twice, state, rollout)
+    second, _ = updated(still, first._replace(age=state.age), rollout)
+    jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5), both.critic, second.critic)
+    assert abs(second.critic.head.W - first.critic.head.W).max() > 0.01
+    alone, _ = updated(dataclasses.replace(twice, critic_epochs=1), state, rollout)
+    jax.tree.map(assert_array_equal, both.actor, alone.actor)
+    assert metrics["train/value_loss"] == once["train/value_loss"]  # before any step
+
+
 def test_the_clock_s_end_is_an_end():
     """What follows a truncation, or its own observation, enters no return: nothing is bootstrapped."""
     agent = dataclasses.replace(PLAIN, rollout_length=T, baseline="value")

@@ -69,6 +69,7 @@ class REINFORCE:
     rollout_length: int = 1024  # environment steps per environment between updates
     lr: float | Schedule = 1e-3  # step size of Adam
     critic_lr: float | Schedule = 1e-3  # step size of Adam for V, with the baseline "value"
+    critic_epochs: int = 1  # gradient steps of V on each rollout
     max_grad_norm: float | Schedule | None = 0.5  # gradients are scaled down to this norm; none: never
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 64,64 tanh, and a CNN for images
@@ -78,7 +79,8 @@ class REINFORCE:
 
     def __post_init__(self) -> None:
         in_range(self, gamma=(0, 1), ent_coef=(0, jnp.inf), lr=(0, jnp.inf), critic_lr=(0, jnp.inf))
-        in_range(self, rollout_length=(1, 1 << 24), horizon=(1, 1 << 24), max_grad_norm=(1e-8, jnp.inf))
+        in_range(self, rollout_length=(1, 1 << 24), horizon=(1, 1 << 24), critic_epochs=(1, 1 << 16))
+        in_range(self, max_grad_norm=(1e-8, jnp.inf))
         one_of(self, baseline=("none", "mean", "value"))
         fits = self.horizon is None or self.horizon <= self.rollout_length
         longer = f"REINFORCE: horizon {self.horizon} needs a rollout_length as long, not {self.rollout_length}"
@@ -136,9 +138,13 @@ class REINFORCE:
         metrics["train/steps_counted"] = (c > 0).mean()
         critic, critic_opt = state.critic, state.opts[1]
         if valued:
-            error, grads = jax.value_and_grad(critic_loss)(state.critic)
-            critic, critic_opt = descend(self._rule(), self.critic_lr, grads, critic_opt, state.critic)
-            metrics |= {"train/value_loss": error, "train/explained_variance": explained_variance(G, b)}
+
+            def fitted(now: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
+                error, grads = jax.value_and_grad(critic_loss)(now[0])
+                return descend(self._rule(), self.critic_lr, grads, now[1], now[0]), error
+
+            (critic, critic_opt), errors = lax.scan(fitted, (critic, critic_opt), length=self.critic_epochs)
+            metrics |= {"train/value_loss": errors[0], "train/explained_variance": explained_variance(G, b)}
         return state._replace(actor=actor, critic=critic, opts=(actor_opt, critic_opt)), metrics
 
     def _counted(self, ages: Array) -> Array:

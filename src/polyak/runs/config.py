@@ -107,11 +107,12 @@ def agent_class(name: str) -> Any:
 def agent_from(
     name: str, overrides: Mapping[str, Any], env: str, preset_name: str | None, normalise: bool | None
 ) -> Any:
-    """(agent, preset or None): the preset's fields, then the user's."""
+    """(agent, preset or None): the preset's fields, then the user's; either may be written as in config.json."""
     kind = agent_class(name)
     chosen = preset(name, env, preset_name)
     fields = {} if chosen is None else {k: decoded(v, k) for k, v in chosen.fields.items()}
-    agent = kind(**(fields | dict(overrides)))
+    given = {k: decoded(v, k) if isinstance(v, Mapping) else v for k, v in overrides.items()}
+    agent = kind(**(fields | given))
     wrapper = chosen.normalised if chosen is not None and chosen.normalised is not None else None
     if normalise is None:
         normalise = wrapper is not None
