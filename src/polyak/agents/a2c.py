@@ -56,7 +56,7 @@ class A2C:
     critic_lr: float | Schedule | None = None  # step size of what only the critic has; none: lr
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # which one divides by the gradients' size
     max_grad_norm: float | Schedule | None = 0.5  # the gradients of actor and of critic are scaled down to this norm
-    opt_eps: float = 1e-5  # ε in the optimiser's denominator (RMSProp: inside the root)
+    opt_eps: float = 1e-5  # ε in the optimiser's denominator, beside the root
     # networks
     network: Any = None  # sizes such as 256,256, or a network; none: 64,64 tanh, and a CNN for images
     shared: bool = False  # actor and critic share their torso
@@ -108,7 +108,7 @@ class A2C:
             total = self.vf_coef * L_value - (L_pi + self.ent_coef * H)  # (3) (4)
             return total, {
                 "train/loss": total,
-                "train/policy_gradient_loss": -L_pi,
+                "train/policy_loss": -L_pi,
                 "train/value_loss": L_value,
                 "train/entropy_loss": -H,
                 "train/explained_variance": explained_variance(G, V),
