@@ -41,6 +41,9 @@ SILENT = {"progress": False, "quiet": True, "capture_video": False, "tensorboard
 EPISODE, AT = 2, 5  # where the rogue goes wrong: in the third episode of training, at its fifth step
 
 
+OBSERVED = {"nan": np.nan, "outside": 70.0, "a little outside": 7.0}
+
+
 class Rogue(gym.Env):
     """Well-behaved but in one episode, known by its seed, at one step."""
 
@@ -65,8 +68,8 @@ class Rogue(gym.Env):
             raise ValueError("the door is\nstuck")
         if now and self.wrong == "hang":
             time.sleep(60)
-        if now and self.wrong in ("nan", "outside"):
-            obs[1] = np.nan if self.wrong == "nan" else 7.0
+        if now and self.wrong in OBSERVED:
+            obs[1] = OBSERVED[self.wrong]
         if now and self.wrong == "reward":
             reward = float("nan")
         return obs, reward, self.t >= 11, False, {}
@@ -220,7 +223,7 @@ def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch)
     [
         ("raise", "step raised ValueError: the door is stuck"),
         ("nan", "observation[1] is nan"),
-        ("outside", "observation[1] is 7"),
+        ("outside", "observation[1] is 70"),
         ("reward", "reward is float (nan)"),
     ],
 )
@@ -243,6 +246,14 @@ def test_a_fault_of_an_environment_is_named_kept_and_can_be_run_again(wrong: str
     # It goes wrong again, and says so again, instead of trying for ever.
     assert what in refused("resume", "run", *QUIET, code=3)
     assert all(intact for _, intact, _ in checkpoint.verify(place / "run"))
+
+
+def test_a_space_that_is_a_little_too_narrow_is_said_once(place: Path) -> None:
+    env = ("--env-kwargs", "wrong:a little outside", f"seed:{episode_seed(0, 0, EPISODE)}")
+    code, _, err = run("train", "ppo", "Rogue-v0", *TINY, *env, "--seeds", "2", "--out", "run", *QUIET[2:])
+    assert code == 0
+    said = "Rogue-v0: observation[1] is 7.0, outside its space's bounds [-1.0001, 1.0001]; such observations are taken"
+    assert err.count(said) == 1
 
 
 def test_a_fault_at_the_very_start_and_in_evaluation(place: Path) -> None:

@@ -85,8 +85,8 @@ ANYWHERE = {
     "wrong dtype": (observes(np.zeros(2)), "dtype float64, but its space says float32"),
     "complex": (observes(np.zeros(2, np.complex64)), "dtype complex64"),
     "out of bounds": (
-        observes(np.array([0, 1.5], np.float32)),
-        "observation[1] is 1.5, outside its space's bounds [-1",
+        observes(np.array([0, 21.5], np.float32)),
+        "observation[1] is 21.5, outside its space's bounds [-1",
     ),
     "object array": (observes(np.array([0, None])), "dtype object"),
     "None": (observes(None), "observation is NoneType"),
@@ -189,6 +189,26 @@ def test_a_float_that_overshoots_its_bound_by_rounding_is_accepted(slack):
     vector = HostVector(misbehaving(observes(np.array([1 + slack, 0], np.float32)), 1), 1, 0, tier=Tier(2))
     vector.reset()
     assert vector.step(np.zeros((1, 1), np.float32)).obs[0, 0] > 1
+
+
+def test_a_float_a_little_outside_its_space_is_taken_with_one_notice():
+    """As LunarLander's angle beyond 2π. Ten widths outside is far, wherever the first one lay."""
+    shown = iter([1.0, 1.5, -20.0, 20.5, 21.5])
+
+    def behaviour(env, result):
+        return (np.array([next(shown), 0], np.float32), *result[1:])
+
+    Wide = misbehaving(behaviour, 0)
+    Wide.answer = lambda env, result: behaviour(env, result)
+    vector = HostVector(Wide, 1, 0, name="Odd-v0", tier=Tier(2))
+    vector.reset()
+    assert not vector.notices
+    seen = [float(vector.step(np.zeros((1, 1), np.float32)).obs[0, 0]) for _ in range(3)]
+    assert seen == [1.5, -20.0, 20.5]
+    (notice,) = vector.notices
+    assert notice.startswith("Odd-v0: observation[0] is 1.5, outside its space's bounds [-1")
+    with pytest.raises(EnvFault, match=r"observation\[0\] is 21.5, outside"):
+        vector.step(np.zeros((1, 1), np.float32))
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,9 @@ def check_env(
     vector = source.vector(source.n_envs or 1, 0)
     witness = vector.replace_env(0, Witness) if isinstance(vector, HostVector) else None
     played, fault, rate = _play(vector, steps)
-    findings = [spaces, fault or Finding("contract", True, f"{steps:,} steps kept it: shapes, dtypes, bounds, finite")]
+    kept = Finding("contract", True, f"{steps:,} steps kept it: shapes, dtypes, bounds, finite")
+    untrue = next((Finding("contract", False, notice) for notice in vector.notices), None)
+    findings = [spaces, fault or untrue or kept]
     findings += _episodes(played, steps)
     if witness is not None:
         findings += _habits(witness)

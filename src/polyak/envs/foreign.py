@@ -241,7 +241,9 @@ class ForeignVector:
         for leaf in self._leaves:
             if not leaf.sound():
                 i, clause = leaf.unsound()
-                raise self._fault(i, f"{clause} in {call}")
+                if not leaf.tolerated():
+                    raise self._fault(i, f"{clause} in {call}")
+                self.notices.append(f"{self.name}: {clause}; such observations are taken as they are")
 
     def _rewards(self, reward: Any) -> Array:
         array = np.asarray(reward)

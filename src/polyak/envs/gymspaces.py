@@ -17,9 +17,12 @@ from polyak.errors import PolyakError
 Array = np.ndarray[Any, np.dtype[Any]]
 Path = tuple[str | int, ...]
 
-# How far, relative to max(1, |bound|), a float may lie outside a bound: integrators overshoot by rounding (1e-7),
-# environments that lie about their space do so by far more.
+# How far, relative to max(1, |bound|), a float may lie outside a bound without a word, since integrators overshoot by
+# rounding (1e-7).
 TOLERANCE = 1e-4
+# Beyond that, up to this many widths of the space, it passes with a warning: the spaces of well-known environments are
+# narrower than what they show. Further away it is a fault.
+SLACK = 10.0
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _SUPPORTED = "Discrete, Box, MultiDiscrete, MultiBinary, and Dict or Tuple of these"
 
@@ -132,6 +135,7 @@ class ObsLeaf:
         self.start: Any = getattr(space, "start", 0) if kind in ("Discrete", "MultiDiscrete") else 0
         self.out_dtype = obs_dtype(self.dtype) if kind == "Box" else np.dtype(np.int32)
         self._limits(space)
+        self._wide = False
         self._above: Array = np.zeros(self.raw.shape, np.bool_)
         self._below: Array = np.zeros(self.raw.shape, np.bool_)
 
@@ -214,6 +218,21 @@ class ObsLeaf:
             return at[0], f"{where} is {value}, too large for float32"
         low, high = (np.broadcast_to(b, self.raw.shape)[tuple(at)] for b in (self.low, self.high))
         return at[0], f"{where} is {value}, outside its space's bounds [{low:.6g}, {high:.6g}]"
+
+    def tolerated(self) -> bool:
+        """Whether all that fails `sound` is a float not far outside; its bounds are then widened, so that it passes.
+
+        LunarLander turns on beyond its space's 2π. What is no number, or off by many widths, is another matter.
+        """
+        if self.dtype.kind != "f" or self._wide:
+            return False
+        low, high = np.asarray(self.low, np.float64), np.asarray(self.high, np.float64)
+        reach = SLACK * (high - low)
+        wide = [self._compact(np.clip(x, -_FLOAT32_MAX, _FLOAT32_MAX)) for x in (low - reach, high + reach)]
+        if not ((self.raw >= wide[0]) & (self.raw <= wide[1])).all():
+            return False
+        (self.low, self.high), self._wide = wide, True
+        return True
 
     def out(self) -> Array:
         """A fresh [N, ...] array as the agent sees it: offsets removed, dtype of `out_dtype`, vectors flat."""

@@ -415,7 +415,9 @@ class HostVector:
         for leaf in self._obs:
             if not leaf.sound():
                 i, clause = leaf.unsound()
-                raise self._fault(i, f"{clause} in {call}")
+                if not leaf.tolerated():
+                    raise self._fault(i, f"{clause} in {call}")
+                self.notices.append(f"{self.name}: {clause}; such observations are taken as they are")
 
     def _chain(self) -> None:
         for chain, rows in zip(self._hash, self._hashed, strict=True):

@@ -5,6 +5,7 @@ follows the clock without changing a bit of the result.
 """
 
 import json
+import re
 import shlex
 import signal
 import sys
@@ -80,6 +81,7 @@ class Session:
         self.logged = self.evaluated = 0  # the iterations up to which rows and evaluations are written
         self.final: dict[str, Any] | None = None  # the last evaluation's summary, once there is one
         self.exact = True
+        self.told: set[str] = set()  # kinds of notices that were said already
         self.disk_faults: set[int | None] = set()  # causes that were said already
         self.fingerprint = folder.fingerprint(plan.config(), platform=jax.default_backend(), device=_device())
 
@@ -165,9 +167,15 @@ class Session:
         return f"exactness: tier 3, episodes in flight can't be restored ({why}); the run is marked exact=false"
 
     def _tell_notices(self) -> None:
+        """What environments have to say; of notices that differ in their numbers only, the first."""
         for seed in getattr(self.crank, "all", []):
-            for notice in getattr(getattr(seed.world, "vector", None), "notices", []):
-                self.warn(notice)
+            notices: list[str] = getattr(getattr(seed.world, "vector", None), "notices", [])
+            while notices:
+                notice = notices.pop(0)
+                kind = re.sub(r"[-+.\d]+", "", notice)
+                if kind not in self.told:
+                    self.told.add(kind)
+                    self.warn(notice)
 
     # ------------------------------------------------------------------------------------------- the loop
 
@@ -227,6 +235,7 @@ class Session:
                 tally[tag] = (old[0] + total, old[1] + count)
             now = self.elapsed()
             self.sinks.episodes(seed, [(e.ret, e.length, now, e.env) for e in report.finished])
+        self._tell_notices()
         self.reports: list[Report] = reports
 
     def _count(self, before: int, seconds: float) -> None:
