@@ -325,9 +325,9 @@ def gradient_part() -> dict[str, Any]:
 
 STEPS, STRETCH, SEEDS = 200_000, 4096, 10  # of a run; of a point of its curve; from seed 0
 LINE: dict[str, tuple[str, str, dict[str, Any]]] = {  # agent, preset, and what differs from it
-    "REINFORCE, b = 0": ("reinforce", "default", {"baseline": "none"}),
-    "REINFORCE, b = mean G": ("reinforce", "default", {"baseline": "mean"}),
-    "REINFORCE, b = V": ("reinforce", "default", {"baseline": "value", "critic_lr": 2e-3}),
+    "REINFORCE, b = 0": ("reinforce", "slm", {"baseline": "none"}),
+    "REINFORCE, b = mean G": ("reinforce", "slm", {"baseline": "mean"}),
+    "REINFORCE, b = V": ("reinforce", "slm", {"baseline": "value", "critic_lr": 2e-3}),
     "ActorCritic": ("actor-critic", "default", {}),
     "A2C, λ = 0": ("a2c", "slm", {"gae_lambda": 0.0}),
     "A2C, λ = 0.95": ("a2c", "slm", {"gae_lambda": 0.95}),
