@@ -486,17 +486,6 @@ def test_a_batch_is_the_mean_of_its_transitions(name):
     assert_same_gradients(gradients(agent, state, twice), whole)
 
 
-@pytest.mark.reuses_keys
-@pytest.mark.parametrize("name", STEPS)
-def test_learning_is_the_same_without_jit(name):
-    agent, state, batch = prepared(name)
-    compiled = jax.jit(lambda a, s, b, k: a.learn(s, b, k))(agent, state, batch, jax.random.key(0))
-    with jax.disable_jit():
-        plain = agent.learn(state, batch, jax.random.key(0))
-    for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(compiled), strict=True):
-        assert_allclose(x, y, rtol=1e-3, atol=1e-5)
-
-
 # Where `lr` moves only a part of the weights.
 MOVED_BY_LR = {"TRPO": "/critic/", "REINFORCE": "/actor/", "ActorCritic": "/actor/", "A2C": "/actor/"}
 

@@ -228,6 +228,16 @@ def assert_same(got, wanted, rtol=1e-5):
             assert_allclose(got[name], wanted[name], rtol=rtol, atol=rtol * scale, err_msg=name)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("name", CASES)
+def test_learning_is_the_same_without_jit(name):
+    """The compiler fuses and orders sums anew, and changes nothing else."""
+    given = jax.tree.map(jnp.asarray, experience(name))
+    with jax.disable_jit():
+        plain, _ = stepped(learnable(CASES[name], given), given, jax.random.key(0))
+    assert_same(jax.device_get(plain), usual(name)[0], TOLERANCE.get(name, 1e-4))
+
+
 # ------------------------------------------------------------------------------------------------ orders and copies
 
 
