@@ -136,6 +136,7 @@ REFUSED = {
     "gamma above 1": (["ppo", "CartPole-v1", "--gamma", "1.5"], "gamma is 1.5", "[0, 1]"),
     "batches that don't fit": (["ppo", "CartPole-v1", "--no-preset", "--steps", "4096", "--batch-size", "100"],
                                "batch_size 100", "must divide"),
+    "a style that is not": (["ppo", "CartPole-v1", "--log-style", "clearnl"], "clearnl", "cleanrl"),
     "compiled, but it is not": (["ppo", "CartPole-v1", "--crank", "compiled"], "not written in JAX", "crank='host'"),
     "a normalised table": (["q-learning", "CliffWalking-v1", "--normalise", "--steps", "100"],
                            "QLearning is neither", "network"),

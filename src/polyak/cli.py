@@ -187,6 +187,10 @@ def _run_flags(parser: Parser) -> None:
         "--seeds-mode", **_word("--seeds-mode", "vmap", "map"), default="vmap",
         help="several seeds on the compiled crank: vmap fast, map equal to one alone (vmap)",
     )  # fmt: skip
+    run.add_argument(
+        "--log-style", **_word("--log-style", "sb3", "cleanrl"), default="sb3",
+        help="whose names metrics have in TensorBoard and progress.csv (sb3)",
+    )  # fmt: skip
 
 
 def _environment_flags(parser: Parser) -> None:
@@ -375,6 +379,7 @@ def _train(arguments: Arguments) -> int:
         eval_freq=arguments.eval_freq, eval_episodes=arguments.eval_episodes, n_eval_envs=arguments.n_eval_envs,
         save_freq=arguments.save_freq, preset=arguments.preset, normalise=arguments.normalise,
         env_kwargs=dict(arguments.env_kwargs), crank=arguments.crank, seeds_mode=arguments.seeds_mode,
+        log_style=arguments.log_style,
         command=shlex.join(["polyak", *sys.argv[1:]]), **deadline, **_session_options(arguments),
     )  # fmt: skip
     return 0

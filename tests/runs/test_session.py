@@ -325,6 +325,18 @@ def test_a_run_that_was_cut_twice_equals_the_whole_one(
     assert best_step(found.path) == best_step(expected.path)
 
 
+def test_a_style_of_tags_lasts_and_changes_nothing_else(whole: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    with pytest.raises(Interrupted):
+        trained(CASES["ppo"], path, log_style="cleanrl", callbacks=[stops_after(100)])
+    found = resumed(path)
+    header, *lines = (path / "seed_0" / "progress.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in lines} == {"64", "128", "192", "256"}
+    assert "charts/episodic_return" in header and "rollout/" not in header
+    assert any("rollout/ep_rew_mean" in row for row in rows(path))  # metrics.jsonl keeps its own
+    assert found.summary["state_hash"] == whole("ppo").summary["state_hash"]
+
+
 @pytest.mark.parametrize("name", ["ppo", "sac"])
 def test_a_run_that_crashed_goes_back_to_its_last_checkpoint_and_writes_nothing_twice(
     name: str, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

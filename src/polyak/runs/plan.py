@@ -21,6 +21,7 @@ from polyak.normalise import Normalised
 from polyak.optim import resolve_schedules
 from polyak.presets import Preset
 from polyak.runs.config import agent_from, agent_json, agent_of
+from polyak.runs.sinks import STYLES
 from polyak.spaces import Box
 
 
@@ -52,6 +53,7 @@ class Plan:
         preset: its name, or None;  preset_source: where its numbers come from.
         given: the type of an environment that was an object, which config.json can't hold; "" for an id.
         deadline: seconds that one call into an environment may take.
+        log_style: whose tags TensorBoard and progress.csv have, "sb3" or "cleanrl".
     """
 
     agent: Any
@@ -71,6 +73,7 @@ class Plan:
     preset_fields: dict[str, Any]
     given: str = ""
     deadline: float = DEADLINE_S
+    log_style: str = "sb3"
 
     @property
     def n_envs(self) -> int:
@@ -103,7 +106,7 @@ class Plan:
                 "log_freq": self.log_freq, "eval_freq": self.eval_freq, "eval_episodes": self.eval_episodes,
                 "n_eval_envs": self.n_eval_envs, "save_freq": self.save_freq, "preset": self.preset,
                 "crank": self.crank, "seeds_mode": self.seeds_mode,
-            },
+            } | ({"log_style": self.log_style} if self.log_style != "sb3" else {}),
             "presets": self.preset_fields,
             "preset_source": self.preset_source,
         }  # fmt: skip
@@ -166,6 +169,7 @@ def plan(
     n_eval_envs: int | None = None,
     save_freq: int | None = None,
     deadline: float = DEADLINE_S,
+    log_style: str = "sb3",
 ) -> Plan:
     """A checked plan from a user's wishes. An agent by name takes its environment's preset; an object is complete.
 
@@ -183,7 +187,7 @@ def plan(
         _optional("log_freq", log_freq) or max(1, steps // LOGS), every, episodes,
         _optional("n_eval_envs", n_eval_envs) or 8, _optional("save_freq", save_freq),
         _crank(source, crank), seeds_mode, preset if chosen.source else None, chosen.source, dict(chosen.fields),
-        "" if isinstance(env, str) else type(env).__name__, deadline,
+        "" if isinstance(env, str) else type(env).__name__, deadline, log_style,
     )  # fmt: skip
     _check(made)
     return made
@@ -253,7 +257,7 @@ def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow
         _ready(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
         tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"],
         run["save_freq"], run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
-        world.get("given", ""), deadline,
+        world.get("given", ""), deadline, run.get("log_style", "sb3"),
     )  # fmt: skip
 
 
@@ -300,6 +304,8 @@ def _check(plan: Plan) -> None:
         )
     if plan.seeds_mode not in ("vmap", "map"):
         raise PolyakError(f"seeds_mode is {plan.seeds_mode!r}, and must be 'vmap' or 'map'")
+    if plan.log_style not in STYLES:
+        raise PolyakError(f"log_style is {plan.log_style!r}, and must be {' or '.join(map(repr, STYLES))}")
     if isinstance(plan.spec.action, Box) and len(plan.spec.action.shape) != 1:
         raise PolyakError(
             f"{plan.source.id}: actions have the shape {plan.spec.action.shape}; wrap the environment so that they are "

@@ -93,9 +93,7 @@ class Session:
         if self.plan.preset is not None:
             self.say(f"preset {self.plan.preset!r}, from {self.plan.preset_source}; --no-preset uses none")
         self._build()
-        self.sinks = sinks.Metrics(
-            self.path, self.plan.seeds, self.plan.source.id, notify=self.warn, tensorboard=self.tensorboard
-        )
+        self.sinks = self._sinks()
         self.save()
 
     def resume(self, generation: checkpoint.Generation) -> None:
@@ -119,14 +117,7 @@ class Session:
         self.logged, self.evaluated = meta.get("logged", done), meta.get("evaluated", done)
         self.final = meta.get("final")
         self.spent, self.trained, self.compile_s = meta["spent"], list(meta["trained"]), meta["compile_s"]
-        self.sinks = sinks.Metrics(
-            self.path,
-            self.plan.seeds,
-            self.plan.source.id,
-            notify=self.warn,
-            tensorboard=self.tensorboard,
-            resumed=meta["sinks"],
-        )
+        self.sinks = self._sinks(meta["sinks"])
         self.say(f"resuming at {self.steps():,} of {self.plan.steps:,} steps")
 
     def _restore(self, generation: checkpoint.Generation) -> checkpoint.Generation:
@@ -165,6 +156,12 @@ class Session:
         vector = getattr(self.crank.all[0].world, "vector", None)
         why = getattr(getattr(vector, "exactness", None), "reason", "")
         return f"exactness: tier 3, episodes in flight can't be restored ({why}); the run is marked exact=false"
+
+    def _sinks(self, resumed: Mapping[str, Any] | None = None) -> sinks.Metrics:
+        return sinks.Metrics(
+            self.path, self.plan.seeds, self.plan.source.id, notify=self.warn, tensorboard=self.tensorboard,
+            log_style=self.plan.log_style, resumed=resumed,
+        )  # fmt: skip
 
     def _tell_notices(self) -> None:
         """What environments have to say; of notices that differ in their numbers only, the first."""
@@ -508,7 +505,7 @@ def train(
         progress, quiet: whether to show the live line; whether to be silent.
         callbacks: see `polyak.runs.callbacks`.
         **wishes: seed, seeds, n_envs, fields, preset, normalise, env_kwargs, allow_import, crank, seeds_mode, log_freq,
-            eval_freq, eval_episodes, n_eval_envs, save_freq, deadline (see `polyak.runs.plan.plan`).
+            eval_freq, eval_episodes, n_eval_envs, save_freq, deadline, log_style (see `polyak.runs.plan.plan`).
 
     Raises:
         PolyakError: something does not fit, before anything is written. EnvError: an environment failed.
