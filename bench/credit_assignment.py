@@ -328,6 +328,7 @@ LINE: dict[str, tuple[str, str, dict[str, Any]]] = {  # agent, preset, and what 
     "REINFORCE, b = 0": ("reinforce", "slm", {"baseline": "none"}),
     "REINFORCE, b = mean G": ("reinforce", "slm", {"baseline": "mean"}),
     "REINFORCE, b = V": ("reinforce", "slm", {"baseline": "value", "critic_lr": 2e-3}),
+    "REINFORCE, b = V, fitted": ("reinforce", "default", {}),
     "ActorCritic": ("actor-critic", "default", {}),
     "A2C, λ = 0": ("a2c", "slm", {"gae_lambda": 0.0}),
     "A2C, λ = 0.95": ("a2c", "slm", {"gae_lambda": 0.95}),
@@ -335,9 +336,9 @@ LINE: dict[str, tuple[str, str, dict[str, Any]]] = {  # agent, preset, and what 
     "PPO": ("ppo", "default", {}),
 }
 PANELS = {
-    "REINFORCE: the baseline": ["REINFORCE, b = 0", "REINFORCE, b = mean G", "REINFORCE, b = V"],
+    "REINFORCE: the baseline": [name for name in LINE if name.startswith("REINFORCE")],
     "A2C: λ": ["A2C, λ = 0", "A2C, λ = 0.95", "A2C, λ = 1"],
-    "The line": ["REINFORCE, b = V", "ActorCritic", "A2C, λ = 0.95", "PPO"],
+    "The line": ["REINFORCE, b = V, fitted", "ActorCritic", "A2C, λ = 0.95", "PPO"],
 }
 
 
@@ -384,8 +385,9 @@ GROUPS = {
     "n steps": tuple(f"n = {n}" for n in N_STEPS), "GAE": tuple(f"λ = {x:g}" for x in LAMBDAS),
 }  # fmt: skip
 STYLE = {"svg.hashsalt": "polyak", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-BLUE, RED, GREEN, VIOLET, ORANGE, GREY = "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97", "#e0912f", "#777777"
-COLOURS = dict(zip(LINE, (GREY, ORANGE, BLUE, VIOLET, GREY, GREEN, ORANGE, RED), strict=True))
+BLUE, RED, GREEN, VIOLET = "#1b6ca8", "#d1495b", "#2e933c", "#8d5a97"
+ORANGE, GREY, INK = "#e0912f", "#777777", "#222222"
+COLOURS = dict(zip(LINE, (GREY, ORANGE, BLUE, INK, VIOLET, GREY, GREEN, ORANGE, RED), strict=True))
 
 
 def spread(rows: Sequence[dict[str, Any]], kind: str, critic: str) -> tuple[Any, Any] | None:
@@ -482,7 +484,7 @@ def page(results: dict[str, Any]) -> str:
         "# Credit assignment", "",
         f"Written by `{results['command']}` on {results['date']}; all figures are in",
         "[credit-assignment.json](credit-assignment.json), and what they mean in",
-        f"[docs/credit-assignment.md](../../docs/credit-assignment.md). {at['cores']} core, {at['cpu']}.", "",
+        f"[docs/credit-assignment.md](../../docs/credit-assignment.md). {at['cores']} cores, {at['cpu']}.", "",
     ]  # fmt: skip
     if results.get("gradient"):
         lines += gradient_page(results["gradient"])
