@@ -450,7 +450,8 @@ def main(arguments: Sequence[str]) -> int:
         if not given.rows:
             parser.error("--anew takes the names of the rows that are to be forgotten")
         forget(names)
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts what runs in the background deaf to Ctrl-C
+        signal.signal(number, _terminated)
     try:
         status = side_by_side(names, given.jobs, given.stage2) if given.jobs else one_by_one(names, given.stage2)
     except KeyboardInterrupt:
