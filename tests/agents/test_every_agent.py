@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from polyak.agents import a2c, actor_critic, c51, crossq, ddpg, dqn, ppo, reinforce, sac, td3, tqc
+from polyak.agents import actor_critic, c51, crossq, ddpg, dqn, ppo, sac, tqc
 from polyak.agents.a2c import A2C
 from polyak.agents.actor_critic import ActorCritic
 from polyak.agents.c51 import C51
@@ -48,9 +48,7 @@ from polyak.optim import Linear, resolve_schedules
 from polyak.spaces import Box, Discrete
 
 MODULES = {
-    "REINFORCE": reinforce, "ActorCritic": actor_critic, "A2C": a2c, "PPO": ppo, "DQN": dqn, "C51": c51,
-    "SAC": sac, "DDPG": ddpg, "TD3": td3,
-    "TQC": tqc,
+    "ActorCritic": actor_critic, "PPO": ppo, "DQN": dqn, "C51": c51, "SAC": sac, "DDPG": ddpg, "TQC": tqc,
 }  # fmt: skip
 
 
@@ -408,14 +406,13 @@ STEPS = {
     "PPO": PPO(
         network=(8,), normalize_advantage=False, ent_coef=0.1, clip_range_vf=0.2, clip_range=0.1, max_grad_norm=None
     ),
-    "REINFORCE": REINFORCE(network=(8,), baseline="value", ent_coef=0.1, max_grad_norm=None),
     "ActorCritic": ActorCritic(network=(8,), gamma=0.0, ent_coef=0.1, max_grad_norm=None),  # a′ is drawn per batch
     "DQN": DQN(network=(8,), double=True, max_grad_norm=None, buffer_size=10, rollout_length=4),
     "C51": C51(network=(8,), double=True, buffer_size=10, rollout_length=4, v_min=-3.0, v_max=3.0),
     "SAC": SAC(network=(8,), ent_coef=0.0, buffer_size=10),
     "DDPG": DDPG(network=(8,), critic_lr=0.0, buffer_size=10),
     "TQC": TQC(network=(8,), ent_coef=0.0, buffer_size=10, n_quantiles=5),
-}  # not CrossQ: the statistics of a batch couple its transitions
+}  # REINFORCE, whose V may take several steps: test_invariances.py. Not CrossQ: a batch's statistics couple it
 
 
 def prepared(name, seed=0):
@@ -433,11 +430,9 @@ def prepared(name, seed=0):
         state = state._replace(params=dataclasses.replace(state.params, actor=actor))
         log_prob = state.params.actor(obs).log_prob(a) + 0.1 * x
         return agent, state, ppo.Batch(obs, a, log_prob, y, z)
-    if name in ("REINFORCE", "ActorCritic"):
+    if name == "ActorCritic":
         head = dataclasses.replace(state.actor.head, W=jax.random.normal(jax.random.key(2), (8, K)))
         state = state._replace(actor=dataclasses.replace(state.actor, head=head))
-    if name == "REINFORCE":
-        return agent, state, reinforce.Batch(obs, a, x, abs(y))
     if name in ("SAC", "TQC"):
         last = dataclasses.replace(state.actor.log_std, W=jnp.zeros((8, 2)), b=jnp.full(2, -30.0))
         state = state._replace(actor=dataclasses.replace(state.actor, log_std=last))
