@@ -159,7 +159,10 @@ def kept_stage(row: dict[str, Any], stage: int, variant: str = "") -> dict[str, 
     """A finished stage of the row as it stands in the table, so that stage 2 can follow on another machine."""
     result = read(RESULTS / f"{row['id']}.json", {})
     stages = result.get("variants", {}).get(variant, []) if variant else result.get("stages", [])
-    return stages[stage - 1] if result.get("row") == row and len(stages) >= stage else None
+    if result.get("row") != row or len(stages) < stage:
+        return None
+    of_all = {"versions": result["versions"]} if "versions" in result else {}  # older stages didn't say theirs
+    return of_all | stages[stage - 1]
 
 
 def scores(row: dict[str, Any], stage: int, preset: str, variant: str = "") -> dict[str, Any]:
@@ -299,7 +302,7 @@ def measure(row: dict[str, Any], stage2: bool) -> dict[str, Any]:
     has_second = (RUNS / row["id"] / "stage2" / "config.json").exists() or kept_stage(row, 2) is not None
     stages = [scores(row, 1, row["preset"])]
     result = decided(row, stages, ground)
-    if not has_second:
+    if not has_second:  # else what is kept of stage 2 would go
         save(row, result)
     if result.get("passed") is False and (stage2 or has_second):
         result = decided(row, [*stages, scores(row, 2, row["preset"])], ground)

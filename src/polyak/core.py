@@ -205,7 +205,7 @@ def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
     if field.type is float or "float" in wanted:
         if isinstance(value, int) and not isinstance(value, bool) and "int" not in wanted:
             value = float(value)
-        alone = not isinstance(value, bool | str | None | Mapping | Sequence | Set)
+        alone = not isinstance(value, bool | None | Mapping | Sequence | Set)
         schedule = " or a schedule" if "Linear" in wanted else ""
         require(alone or _admits(wanted, value), f"{what} {value!r}, and must be a number{schedule}")
     elif field.type is int or wanted == "int | None":

@@ -335,7 +335,7 @@ _REINFORCE_CARTPOLE_SLM = Preset(
     },
     n_envs=4,
 )  # fmt: skip
-# Noise is what REINFORCE suffers from: a V that is well fitted takes most of it away, and falling steps the rest.
+# Against noise: a V that is fitted to each rollout, and steps that fall.
 _REINFORCE_CARTPOLE = Preset(
     "SLM-Lab's, with own tuning on jax:CartPole-v1, seeds 100 and up; never on those of the benchmarks",
     200_000,

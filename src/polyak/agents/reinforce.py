@@ -139,11 +139,12 @@ class REINFORCE:
         critic, critic_opt = state.critic, state.opts[1]
         if valued:
 
-            def fitted(now: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
-                error, grads = jax.value_and_grad(critic_loss)(now[0])
-                return descend(self._rule(), self.critic_lr, grads, now[1], now[0]), error
+            def fit(learner: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
+                critic, opt = learner
+                error, grads = jax.value_and_grad(critic_loss)(critic)
+                return descend(self._rule(), self.critic_lr, grads, opt, critic), error  # (4)
 
-            (critic, critic_opt), errors = lax.scan(fitted, (critic, critic_opt), length=self.critic_epochs)
+            (critic, critic_opt), errors = lax.scan(fit, (critic, critic_opt), length=self.critic_epochs)
             metrics |= {"train/value_loss": errors[0], "train/explained_variance": explained_variance(G, b)}
         return state._replace(actor=actor, critic=critic, opts=(actor_opt, critic_opt)), metrics
 

@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 
 from polyak import spaces
-from polyak.envs.gymspaces import ActionLeaf, Array, ObsLeaf, gym_leaves, nested, our_space, part, structured
+from polyak.envs.gymspaces import (
+    ActionLeaf,
+    Array,
+    ObsLeaf,
+    first_fault,
+    gym_leaves,
+    nested,
+    our_space,
+    part,
+    structured,
+)
 from polyak.envs.host import DEADLINE_S, EnvFault, Episode, Step, Tier, episode_of, episode_seed
 from polyak.envs.watchdog import WATCHDOG
 from polyak.errors import EnvError, PolyakError
@@ -238,12 +248,10 @@ class ForeignVector:
         self._refuse_unsound(call)
 
     def _refuse_unsound(self, call: str) -> None:
-        for leaf in self._leaves:
-            if not leaf.sound():
-                i, clause = leaf.unsound()
-                if not leaf.tolerated():
-                    raise self._fault(i, f"{clause} in {call}")
-                self.notices.append(f"{self.name}: {clause}; such observations are taken as they are")
+        fault = first_fault(self._leaves, self.name, self.notices)
+        if fault is not None:
+            i, clause = fault
+            raise self._fault(i, f"{clause} in {call}")
 
     def _rewards(self, reward: Any) -> Array:
         array = np.asarray(reward)

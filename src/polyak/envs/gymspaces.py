@@ -114,6 +114,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+def first_fault(leaves: "list[ObsLeaf]", name: str, notices: list[str]) -> tuple[int, str] | None:
+    """(environment, clause) of the first observation that can't be taken; a notice of what is, though it is outside."""
+    for leaf in leaves:
+        if not leaf.sound():
+            found = leaf.unsound()
+            if not leaf.tolerated():
+                return found
+            notices.append(f"{name}: {found[1]}; such observations are taken as they are")
+    return None
+
+
 class ObsLeaf:
     """One array of the observation, for all N environments.
 

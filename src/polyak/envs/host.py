@@ -25,6 +25,7 @@ from polyak.envs.gymspaces import (
     ActionLeaf,
     Array,
     ObsLeaf,
+    first_fault,
     gym_leaves,
     nested,
     our_space,
@@ -412,12 +413,10 @@ class HostVector:
         return nested(self.obs_space, iter([leaf.out() for leaf in self._obs]))
 
     def _refuse_unsound(self, call: str) -> None:
-        for leaf in self._obs:
-            if not leaf.sound():
-                i, clause = leaf.unsound()
-                if not leaf.tolerated():
-                    raise self._fault(i, f"{clause} in {call}")
-                self.notices.append(f"{self.name}: {clause}; such observations are taken as they are")
+        fault = first_fault(self._obs, self.name, self.notices)
+        if fault is not None:
+            i, clause = fault
+            raise self._fault(i, f"{clause} in {call}")
 
     def _chain(self) -> None:
         for chain, rows in zip(self._hash, self._hashed, strict=True):

@@ -26,7 +26,7 @@ STRIPS = 16  # the most seeds that get a row of their own
 MEANING = {
     "train/loss": "the total loss that is minimised",
     "train/policy_gradient_loss": "the clipped surrogate objective, negated",
-    "train/policy_loss": "the policy's loss: minus the mean of log-probability times advantage",
+    "train/policy_loss": "the policy's loss: minus the mean of log-probability times credit",
     "train/steps_counted": "share of the steps that the gradient is taken from",
     "train/td_error": "size of the temporal-difference error",
     "train/largest_change": "largest change of a value by an episode",
