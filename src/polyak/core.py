@@ -202,6 +202,7 @@ def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
     """A field's value as its annotation wants it: `lr=1` becomes 1.0; what is no number is refused where one is due."""
     wanted = str(field.type) if isinstance(field.type, str) else repr(field.type)
     what = f"{cls.__name__}: {field.name} is"
+    value = tuple(value) if isinstance(value, list) else value
     if field.type is float or "float" in wanted:
         if isinstance(value, int) and not isinstance(value, bool) and "int" not in wanted:
             value = float(value)
@@ -216,7 +217,7 @@ def _coerced(cls: type, field: dataclasses.Field[Any], value: Any) -> Any:
     elif field.type is bool:
         require(isinstance(value, bool | np.bool_), f"{what} {value!r}, and must be True or False")
     require(not (isinstance(value, float | np.floating) and value != value), f"{what} NaN, and must be a number")
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def _admits(annotation: str, value: Any) -> bool:
