@@ -201,6 +201,10 @@ def _environment_flags(parser: Parser) -> None:
         metavar="SECONDS",
         help="how long one call into an environment may take; 0: for ever (60)",
     )
+    env.add_argument(
+        "--workers", **_whole("--workers"),
+        help="processes that step the environments of a seed; 0: none (as many as pay, by the time of a step)",
+    )  # fmt: skip
     _kwargs_flag(env)
     _import_flag(env)
 
@@ -379,7 +383,7 @@ def _train(arguments: Arguments) -> int:
         eval_freq=arguments.eval_freq, eval_episodes=arguments.eval_episodes, n_eval_envs=arguments.n_eval_envs,
         save_freq=arguments.save_freq, preset=arguments.preset, normalise=arguments.normalise,
         env_kwargs=dict(arguments.env_kwargs), crank=arguments.crank, seeds_mode=arguments.seeds_mode,
-        log_style=arguments.log_style,
+        log_style=arguments.log_style, workers=arguments.workers,
         command=shlex.join(["polyak", *sys.argv[1:]]), **deadline, **_session_options(arguments),
     )  # fmt: skip
     return 0

@@ -309,6 +309,7 @@ class JaxSteps:
     """A JAX world with the host crank's interface: the same physics, stepped one jitted call at a time."""
 
     tier = 1
+    apart = False
 
     def __init__(self, world: Any, spec: Spec, seed: int) -> None:
         self.vector = arrays_of(Vector(world, spec.n_envs))
@@ -369,10 +370,13 @@ def _world_success(vector: Vector, obs: Any) -> Array:
 
 
 class HostSteps:
-    """A vector of ordinary environments; keys mean nothing to it."""
+    """A vector of ordinary environments; keys mean nothing to it.
 
-    def __init__(self, vector: Any) -> None:
-        self.vector, self.tier = vector, vector.tier
+    apart: whether they step in processes of their own, so that several seeds can wait for theirs at once.
+    """
+
+    def __init__(self, vector: Any, apart: bool = False) -> None:
+        self.vector, self.tier, self.apart = vector, vector.tier, apart
         self.reset, self.episodes = vector.reset, vector.episodes
         self.snapshot, self.restore, self.close = vector.snapshot, vector.restore, vector.close
 
@@ -428,6 +432,9 @@ class Host:
     def advance(self, n: int, stop: threading.Event | None = None) -> list[Report]:
         """n iterations of every seed, or fewer where `stop` is set meanwhile; an iteration begun is left unfinished."""
         goal = min(seed.iteration for seed in self.all) + n
+        if len(self.all) > 1 and self.all[0].world.apart:
+            with ThreadPoolExecutor(len(self.all)) as threads:
+                return list(threads.map(lambda seed: self._advance(seed, goal, stop), self.all))
         return [self._advance(seed, goal, stop) for seed in self.all]
 
     def _advance(self, seed: Seed, goal: int, stop: threading.Event | None) -> Report:

@@ -440,12 +440,12 @@ class Shared(Pure):
 
 
 def test_tiers_are_proved_and_tier_3_names_the_first_difference():
-    assert prove(cartpole) == Tier(2)
-    assert prove(Pure) == Tier(2)
-    assert "env 0, first difference at step 0, field observation" in prove(Unseeded).reason
-    assert "env 0, first difference at step 1, field reward" in prove(Shared).reason
-    assert "after other episodes" in prove(KeepsItsEpisodeNumber).reason
-    assert prove(KeepsItsEpisodeNumber).number == 3
+    assert prove(cartpole).tier == Tier(2)
+    assert prove(Pure).tier == Tier(2)
+    assert "env 0, first difference at step 0, field observation" in prove(Unseeded).tier.reason
+    assert "env 0, first difference at step 1, field reward" in prove(Shared).tier.reason
+    assert "after other episodes" in prove(KeepsItsEpisodeNumber).tier.reason
+    assert prove(KeepsItsEpisodeNumber).tier.number == 3
 
 
 def test_a_difference_between_fresh_environments_is_found():
@@ -461,7 +461,7 @@ def test_a_difference_between_fresh_environments_is_found():
             obs, reward, *rest = Pure.step(self, action)
             return (obs, reward + self.number, *rest)
 
-    assert "step 1, field reward (in a fresh environment)" in prove(Numbered).reason
+    assert "step 1, field reward (in a fresh environment)" in prove(Numbered).tier.reason
 
 
 def test_tier_3_drops_the_episodes_in_flight_and_says_so():

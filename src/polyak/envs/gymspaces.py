@@ -88,6 +88,17 @@ def nested(space: spaces.Space, parts: Iterator[Any]) -> Any:
             return next(parts)
 
 
+def flat(space: spaces.Space, value: Any) -> list[Any]:
+    """The parts of a nested value, one per leaf of `space` and in its order: the inverse of `nested`."""
+    match space:
+        case spaces.Dict():
+            return [x for key, inner in space.items for x in flat(inner, value[key])]
+        case spaces.Tuple():
+            return [x for inner, item in zip(space.items, value, strict=True) for x in flat(inner, item)]
+        case _:
+            return [value]
+
+
 def structured(space: Any, parts: Iterator[Any]) -> Any:
     """The parts put back into dicts and tuples as the Gymnasium `space` is nested."""
     kind = type(space).__name__

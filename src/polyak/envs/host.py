@@ -15,6 +15,7 @@ reported statistics keep to the five returned values.
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -76,6 +77,13 @@ class Tier(NamedTuple):
     reason: str = ""
 
 
+class Proof(NamedTuple):
+    """What trying an environment out has shown: its tier, and the seconds that a step takes."""
+
+    tier: Tier
+    step_s: float
+
+
 class EnvFault(EnvError):
     """An environment broke its contract. `repro`: env, kwargs, seed, actions, step and error, to run it again."""
 
@@ -117,6 +125,7 @@ class HostVector:
         n_envs: N.
         seed: the run's seed; every episode's seed follows from (seed, stream, env, episode).
         stream: "train" or "eval": disjoint seeds, so that evaluation sees episodes of its own.
+        first: the number of the first of them: a worker process has a part of a run's environments.
         name: the environment's id in messages.
         kwargs: what `make` was made with, for `repro`.
         frames: k if observations are k frames stacked on the last axis, else 0.
@@ -136,6 +145,7 @@ class HostVector:
         seed: int,
         stream: str = "train",
         *,
+        first: int = 0,
         name: str = "environment",
         kwargs: Mapping[str, Any] | None = None,
         frames: int = 0,
@@ -146,7 +156,7 @@ class HostVector:
         if n_envs < 1:
             raise PolyakError(f"n_envs is {n_envs}; it must be at least 1")
         self.name, self.n_envs, self.seed, self.stream = name, n_envs, seed, stream
-        self.frames, self.kwargs, self.deadline = frames, dict(kwargs or {}), deadline
+        self.first, self.frames, self.kwargs, self.deadline = first, frames, dict(kwargs or {}), deadline
         self.notices: list[str] = []
         self._owned = owned
         self._envs: list[Any] = [make() for _ in range(n_envs)]
@@ -158,7 +168,7 @@ class HostVector:
         self._steps = [env.step for env in self._envs]
         self._open_spaces()
         self._open_records()
-        self.exactness = prove(make, name=name, deadline=deadline) if tier is None else tier
+        self.exactness = prove(make, name=name, deadline=deadline).tier if tier is None else tier
         WATCHDOG.watch(self)
 
     # ---- construction
@@ -272,7 +282,7 @@ class HostVector:
     def _begin(self, i: int, episode: int) -> None:
         """Resets environment i into the given episode; its row holds the first observation, its chain the digest."""
         self._episode[i], self._start[i] = episode, self._t
-        self._seeds[i] = seed = episode_seed(self.seed, i, episode, self.stream)
+        self._seeds[i] = seed = episode_seed(self.seed, self.first + i, episode, self.stream)
         self._ret[i], self._success[i] = 0.0, math.nan
         self._at, self._call_name = i, "reset"
         self._ticks += 1
@@ -370,8 +380,8 @@ class HostVector:
                 raise self._fault(i, f"{name} is {_kind(flag)}, not a bool, in step")
 
     def _finish(self, i: int) -> None:
-        length = self._t - self._start[i]
-        self._done.append(Episode(i, self._episode[i], self._seeds[i], self._ret[i], length, self._success[i]))
+        who, length = self.first + i, self._t - self._start[i]
+        self._done.append(Episode(who, self._episode[i], self._seeds[i], self._ret[i], length, self._success[i]))
         self._base[i] = self._hash[i].digest()
 
     # ---- all environments
@@ -440,14 +450,14 @@ class HostVector:
         actions = [log[self._start[i] : self._t, i] for log in self._logs]
         last = blake2b(b"".join(a[-1:].tobytes() for a in actions), digest_size=4).hexdigest()
         message = (
-            f"{self.name}: environment {i}, episode {self._episode[i]}, seed {self._seeds[i]}, step {step}: {what}"
-            + (f" (action {last})" if step else "")
+            f"{self.name}: environment {self.first + i}, episode {self._episode[i]}, seed {self._seeds[i]}, "
+            f"step {step}: {what}" + (f" (action {last})" if step else "")
         )
         repro: dict[str, Any] = {
             "env": self.name,
             "kwargs": self.kwargs,
             "seed": self._seeds[i],
-            "index": i,
+            "index": self.first + i,
             "episode": self._episode[i],
             "step": step,
             "actions": [structured(self._gym_spaces[1], iter(row)) for row in _lists(actions, step)],
@@ -486,8 +496,8 @@ class HostVector:
         i = self._at
         step = self._t - self._start[i]
         return (
-            f"{self.name}: environment {i}, episode {self._episode[i]}, seed {self._seeds[i]}, step {step}, "
-            f"in {self._call_name}"
+            f"{self.name}: environment {self.first + i}, episode {self._episode[i]}, seed {self._seeds[i]}, "
+            f"step {step}, in {self._call_name}"
         )
 
     # ---- snapshots
@@ -632,7 +642,7 @@ PROOF_STEPS = 120
 _PROOF_SEED = 20_130
 
 
-def prove(make: Callable[[], Any], *, name: str = "environment", deadline: float = DEADLINE_S) -> Tier:
+def prove(make: Callable[[], Any], *, name: str = "environment", deadline: float = DEADLINE_S) -> Proof:
     """Tier 2 if equal seeds and actions give equal bits, in a fresh environment and in one that was used before.
 
     120 random actions are played three times: in a new environment, in the same one after five other episodes (reset
@@ -646,22 +656,32 @@ def prove(make: Callable[[], Any], *, name: str = "environment", deadline: float
     # An instance, or a factory of one: there is no fresh environment to compare with, and nothing of ours to close.
     shared = _unwrapped(envs[0]) is _unwrapped(envs[1])
     first, *others = [_lone(env, name, deadline) for env in envs[: 1 if shared else 2]]
+    took: list[float] = []
+
+    def played(vector: HostVector) -> list[tuple[str, Step | None]]:
+        began = time.perf_counter()
+        trace = _trace(vector, PROOF_STEPS)
+        took.append((time.perf_counter() - began) / PROOF_STEPS)
+        return trace
+
+    reason = ""
     try:
-        expected = _trace(first, PROOF_STEPS)
+        expected = played(first)
         for _ in range(5):
             first.seed += 1
             _trace(first, 10)
         first.seed = _PROOF_SEED
-        reason = _difference(expected, _trace(first, PROOF_STEPS), "in the same environment after other episodes")
+        reason = _difference(expected, played(first), "in the same environment after other episodes")
         for other in others:
-            reason = reason or _difference(expected, _trace(other, PROOF_STEPS), "in a fresh environment")
+            reason = reason or _difference(expected, played(other), "in a fresh environment")
     except EnvError as fault:
         reason = f"its proof stopped: {fault}"
     finally:
         for vector in [] if shared else [first, *others]:
             with contextlib.suppress(EnvError):  # training closes it again and says so
                 vector.close()
-    return Tier(3, f"tier 3: env 0, {reason}") if reason else Tier(2)
+    # The least of them: the first trace also pays for what is loaded once.
+    return Proof(Tier(3, f"tier 3: env 0, {reason}") if reason else Tier(2), min(took, default=0.0))
 
 
 def _lone(env: Any, name: str, deadline: float) -> HostVector:

@@ -8,8 +8,12 @@
 """
 
 import contextlib
+import functools
 import io
+import json
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +24,10 @@ from polyak.spaces import Space, agent_action_space, describe
 
 if TYPE_CHECKING:
     from polyak.envs.foreign import ForeignVector
-    from polyak.envs.host import HostVector
+    from polyak.envs.host import HostVector, Proof
+    from polyak.envs.pool import Pool
+
+    AnyVector = HostVector | ForeignVector | Pool
 
 # The extra that holds each package.
 _EXTRAS = {
@@ -33,8 +40,11 @@ _ROBOTICS_IDS = re.compile(
 )
 _LATER = ("gymnax", "brax")
 _DEADLINE_S = 60.0
+_imported: dict[str, None] = {}  # the packages of --allow-import, in order: worker processes import them too
 ENDLESS = 1_000  # steps of an evaluation episode in an environment that says it has no time limit
 UNKNOWN = 100_000  # the same where an environment of the user's own says nothing
+ROUND_S = 150e-6  # what an order to a worker process and its answer cost
+WORTH_S = 10.0  # what workers must save of a run before they are started unasked
 
 Make = Callable[..., Any]
 
@@ -53,6 +63,8 @@ class Source:
         once: whether the environments exist once, so that only one seed can train on them.
         goal_reward: (achieved, desired) ↦ reward of one pair of goals, None where it is not known.
         evaluates: whether it can make environments for evaluation besides those for training.
+        recipe: how another process makes one of the environments, as JSON (see `makers`); None where it can't, with the
+            reason in `alone`.
     """
 
     def __init__(
@@ -61,8 +73,10 @@ class Source:
         spaces: tuple[Space, Space],
         *,
         world: Any = None,
-        train: "Callable[[int, int], HostVector | ForeignVector] | None" = None,
-        evaluation: "Callable[[int, int], HostVector | ForeignVector] | None" = None,
+        train: "Callable[..., AnyVector] | None" = None,
+        evaluation: "Callable[..., AnyVector] | None" = None,
+        proof: "Callable[[], Proof] | None" = None,
+        recipe: Mapping[str, Any] | str = "it is not made of single environments",
         video: Callable[[str], Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         frames: int = 0,
@@ -76,26 +90,52 @@ class Source:
         self.obs_space, self.action_space = spaces
         self.kwargs, self.frames, self.n_envs = dict(kwargs or {}), frames, n_envs
         self.evaluates = world is not None or evaluation is not None
-        self._train, self._evaluation, self._video = train, evaluation, video
+        self._train, self._evaluation, self._video, self._proof = train, evaluation, video, proof
+        self.recipe, self.alone = (None, recipe) if isinstance(recipe, str) else (dict(recipe), "")
 
-    def vector(self, n_envs: int, seed: int, stream: str = "train") -> "HostVector | ForeignVector":
+    def vector(self, n_envs: int, seed: int, stream: str = "train", workers: int = 0) -> "AnyVector":
         """`n_envs` environments with the episodes of (seed, stream); stream is "train" or "eval".
+
+        Args:
+            workers: processes that share them, at most one for each; 0: they live in this one.
 
         Errors:
             PolyakError: there is only another number of them, or none for evaluation (with what to do).
         """
+        with_workers: dict[str, int] = {"workers": min(workers, n_envs)} if workers else {}
         if self.kind == "jax":
             raise PolyakError(f"{self.id} is compiled: use envs.vector.Vector(source.world, n_envs)")
         if stream == "train":
             _refuse_count(self, n_envs)
             assert self._train is not None
-            return self._train(n_envs, seed)
+            return self._train(n_envs, seed, **with_workers)
         if self._evaluation is None:
             raise PolyakError(
                 f"{self.id} exists once and cannot be made again, so evaluating it would disturb its training; pass a "
                 "factory (`lambda: MyEnv()`) or a registered id, or switch evaluation off"
             )
-        return self._evaluation(n_envs, seed)
+        return self._evaluation(n_envs, seed, **with_workers)
+
+    def refuse_workers(self) -> None:
+        """Raise PolyakError where the environments can't live in processes of their own."""
+        if self.recipe is None:
+            raise PolyakError(f"{self.id} can't be shared among worker processes: {self.alone}")
+
+    def workers(self, n_envs: int, seeds: int, steps: int) -> int:
+        """How many worker processes serve the environments of each seed best; 0 where this process alone does.
+
+        Args:
+            steps: environment steps of each seed, all of which must be worth the start of processes.
+        """
+        if self.recipe is None or self._proof is None:
+            return 0
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        each = min(n_envs, max(1, cores // seeds))
+        step_s = self._proof().step_s
+        # All seeds take a step: one environment after another, or on all cores at once.
+        alone = seeds * n_envs * step_s
+        shared = alone / min(cores, seeds * each) + seeds * ROUND_S
+        return each if (alone - shared) * steps / n_envs > WORTH_S else 0
 
     def video_env(self, mode: str = "rgb_array") -> Any:
         """A single environment that renders in this mode ("rgb_array" or "human"), or None where there is none."""
@@ -180,6 +220,7 @@ def _import_named(package: str) -> None:
         raise PolyakError(f"--allow-import takes the name of a package, not {package!r}")
     try:
         importlib.import_module(package)
+        _imported.setdefault(package)
     except ImportError as error:
         raise PolyakError(f"--allow-import {package}: {_line(error)}; is it installed here?") from error
 
@@ -239,10 +280,15 @@ def _compiled(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
 
 def _world(id: str, world: Any, kwargs: dict[str, Any]) -> Source:
     spaces, reward = (world.obs_space, agent_action_space(world.action_space)), getattr(world, "goal_reward", None)
-    return Source(id, spaces, world=world, kwargs=kwargs, goal_reward=reward)
+    return Source(id, spaces, world=world, kwargs=kwargs, goal_reward=reward, recipe="it runs inside the compiled step")
 
 
 def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
+    make, remake = _registered_makers(name, kwargs)
+    return _singles(name, make, remake, kwargs, deadline, video=_with_mode(make), recipe=_recipe(kwargs, id=name))
+
+
+def _registered_makers(name: str, kwargs: dict[str, Any]) -> tuple[Make, Make]:
     gym = _gymnasium(name)
     if _ALE_IDS.search(name):
         _need("ale_py", name)
@@ -262,8 +308,7 @@ def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
     def make(**mode: Any) -> Any:
         return _made(lambda: gym.make(name, disable_env_checker=True, **{**kwargs, **mode}), name, kwargs)
 
-    remake = make if _ALE_IDS.search(name) else _bounded(make, ENDLESS)
-    return _singles(name, make, remake, kwargs, deadline, video=_with_mode(make))
+    return make, make if _ALE_IDS.search(name) else _bounded(make, ENDLESS)
 
 
 def _register_robotics(gym: Any, name: str) -> None:
@@ -297,6 +342,12 @@ def _bounded(make: Make, most: int) -> Make:
 
 def _atari(game: str, kwargs: dict[str, Any], deadline: float) -> Source:
     name = f"ale:{game}"
+    make, whole = _atari_makers(game, kwargs)
+    return _singles(name, make, whole, kwargs, deadline, video=_with_mode(whole), recipe=_recipe(kwargs, id=name))
+
+
+def _atari_makers(game: str, kwargs: dict[str, Any]) -> tuple[Make, Make]:
+    name = f"ale:{game}"
     _need("ale_py", name)
     _gymnasium(name)
     from polyak.envs.atari import Atari
@@ -308,7 +359,7 @@ def _atari(game: str, kwargs: dict[str, Any], deadline: float) -> Source:
         # Full games in raw points: a lost life does not end them, and no reward is clipped.
         return make(life_loss=False, clip_rewards=False, **mode)
 
-    return _singles(name, make, whole, kwargs, deadline, video=_with_mode(whole))
+    return make, whole
 
 
 def _envpool(task: str, kwargs: dict[str, Any], deadline: float) -> Source:
@@ -405,8 +456,9 @@ def _factory(factory: Make, kwargs: dict[str, Any], deadline: float) -> Source:
 
     if hasattr(first, "single_observation_space"):
         return _vectors(make(), make, deadline)
-    video = _rendering(factory, kwargs)
-    return _singles(_name_of(first), make, _bounded(make, UNKNOWN), kwargs, deadline, video=video, probe=first)
+    video, recipe = _rendering(factory, kwargs), _recipe(kwargs, factory=factory)
+    name, remake = _name_of(first), _bounded(make, UNKNOWN)
+    return _singles(name, make, remake, kwargs, deadline, video=video, probe=first, recipe=recipe)
 
 
 def _rendering(factory: Make, kwargs: dict[str, Any]) -> Callable[[str], Any]:
@@ -428,7 +480,9 @@ def _instance(env: Any, deadline: float) -> Source:
         return _made(lambda: gym.make(spec, disable_env_checker=True, **mode), name, {})
 
     evaluation, video = (None, None) if spec is None else (_bounded(again, UNKNOWN), _with_mode(again))
-    return _singles(name, lambda: env, evaluation, {}, deadline, video=video, probe=env, n_envs=1, owned=False)
+    recipe = "it was given as an instance, which exists once; pass a factory or an id"
+    about: dict[str, Any] = {"video": video, "probe": env, "n_envs": 1, "owned": False, "recipe": recipe}
+    return _singles(name, lambda: env, evaluation, {}, deadline, **about)
 
 
 def _singles(
@@ -439,14 +493,14 @@ def _singles(
     deadline: float,
     *,
     video: Callable[[str], Any] | None,
+    recipe: Mapping[str, Any] | str,
     probe: Any = None,
     n_envs: int | None = None,
     owned: bool = True,
 ) -> Source:
-    """A source of single environments for `HostVector`; without a probe, one is made to read the spaces."""
+    """A source of single environments for `HostVector` or `Pool`; without a probe, one is made to read the spaces."""
     from polyak.envs.goals import goal_reward
     from polyak.envs.gymspaces import our_space
-    from polyak.envs.host import HostVector, Tier
 
     env = make() if probe is None else probe
     spaces = our_space(env.observation_space, name), our_space(env.action_space, name, action=True)
@@ -455,22 +509,81 @@ def _singles(
     if probe is None:
         env.close()
     options: dict[str, Any] = {"name": name, "kwargs": kwargs, "frames": frames, "deadline": deadline}
-    proved: list[Tier] = []  # one proof serves all seeds of a run
+    streams = _streams(make, remake, recipe, (env.observation_space, env.action_space), spaces, owned, options)
+    about: dict[str, Any] = {"kwargs": kwargs, "frames": frames, "n_envs": n_envs, "once": not owned, "recipe": recipe}
+    return Source(name, spaces, **streams, video=video, own_action_space=env.action_space, goal_reward=reward, **about)
 
-    def train(n: int, seed: int) -> HostVector:
-        tier = proved[0] if proved else None
-        vector = HostVector(make, n, seed, "train", tier=tier, owned=owned, **options)
-        proved[:] = [vector.exactness]
-        return vector
 
-    def evaluation(n: int, seed: int) -> HostVector:
+def _streams(
+    make: Make,
+    remake: Make | None,
+    recipe: Mapping[str, Any] | str,
+    gym_spaces: tuple[Any, Any],
+    spaces: tuple[Space, Space],
+    owned: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """`train`, `evaluation` and `proof` of a source of single environments, in this process or in workers."""
+    from polyak.envs.host import HostVector, Tier, prove
+    from polyak.envs.pool import Pool
+
+    # One proof serves all seeds of a run.
+    proof = functools.cache(lambda: prove(make, name=options["name"], deadline=options["deadline"]))
+
+    def pool(n: int, seed: int, stream: str, workers: int) -> Pool:
+        assert not isinstance(recipe, str)
+        return Pool(recipe, gym_spaces, spaces, n, seed, stream, workers=workers, tier=proof().tier, **options)
+
+    def train(n: int, seed: int, workers: int = 0) -> HostVector | Pool:
+        if workers:
+            return pool(n, seed, "train", workers)
+        return HostVector(make, n, seed, tier=proof().tier, owned=owned, **options)
+
+    def evaluation(n: int, seed: int, workers: int = 0) -> HostVector | Pool:
+        if workers:
+            return pool(n, seed, "eval", workers)
         assert remake is not None
         # An evaluation starts at episode 0 and is never resumed half-way, so nothing needs proof.
         return HostVector(remake, n, seed, "eval", tier=Tier(3, "not proved"), **options)
 
-    both = {"train": train, "evaluation": None if remake is None else evaluation}
-    about: dict[str, Any] = {"kwargs": kwargs, "frames": frames, "n_envs": n_envs, "once": not owned}
-    return Source(name, spaces, **both, video=video, own_action_space=env.action_space, goal_reward=reward, **about)
+    return {"train": train, "evaluation": None if remake is None else evaluation, "proof": proof}
+
+
+# ---- in another process
+
+
+def _recipe(kwargs: dict[str, Any], *, id: str = "", factory: Make | None = None) -> dict[str, Any] | str:
+    """How a worker process makes an environment of this id or factory, as JSON; or why it can't."""
+    try:
+        json.dumps(kwargs, allow_nan=False)
+    except (TypeError, ValueError):
+        return "its env_kwargs are more than JSON can hold"
+    if factory is None:
+        return {"id": id, "kwargs": kwargs, "packages": list(_imported)}
+    module, name = str(getattr(factory, "__module__", "")), str(getattr(factory, "__qualname__", ""))
+    named = name.isidentifier() and getattr(sys.modules.get(module), name, None) is factory
+    if not named or module == "__main__":
+        return "its factory must be at the top of a module, not of the main program, for other processes to import it"
+    return {"factory": name, "module": module, "kwargs": kwargs}
+
+
+def makers(recipe: Mapping[str, Any]) -> tuple[Make, Make]:
+    """(for training, for evaluation): makers of one environment in a worker process, from `Source.recipe`."""
+    import importlib
+
+    kwargs: dict[str, Any] = recipe["kwargs"]
+    if "factory" in recipe:
+        # The user's own factory, which the trainer has called already: both names are read off the object.
+        factory = getattr(importlib.import_module(recipe["module"]), recipe["factory"])
+
+        def make(**mode: Any) -> Any:
+            return _made(lambda: factory(**kwargs, **mode), recipe["factory"], kwargs)
+
+        return make, _bounded(make, UNKNOWN)
+    for package in recipe["packages"]:
+        _import_named(package)
+    prefix, colon, rest = recipe["id"].partition(":")
+    return _atari_makers(rest, kwargs) if colon and prefix == "ale" else _registered_makers(recipe["id"], kwargs)
 
 
 def _vectors(env: Any, make: Make | None, deadline: float) -> Source:

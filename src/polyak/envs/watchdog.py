@@ -38,12 +38,15 @@ class Watched(Protocol):
 
 
 def end_process(sentence: str) -> None:
-    """Writes the sentence to stderr and ends the process at once with exit code 3."""
+    """Says on stderr who hangs, and ends the process at once with exit code 3."""
     # The main thread is stuck: no cleanup can run, and sys.exit would only end this thread.
     try:
         stream = sys.__stderr__
         if stream is not None:
-            stream.write(sentence + "\n")
+            stream.write(
+                f"{sentence}, so the process ends here; the last checkpoint stands (`polyak resume` goes on from it, "
+                "`deadline` sets the limit, 0 for none)\n"
+            )
             stream.flush()
     finally:
         os._exit(EXIT_CODE)
@@ -115,10 +118,7 @@ class Watchdog:
                 working = max(working, vector.deadline)
             seen[id(vector)] = (count, since if count == before and busy else now)
             if busy and count == before and now - since > vector.deadline > 0:
-                self.on_hang(
-                    f"{vector.where()}: no answer for {vector.deadline:g} s, so the process ends here; the last "
-                    "checkpoint stands (`polyak resume` goes on from it, `deadline` sets the limit, 0 for none)"
-                )
+                self.on_hang(f"{vector.where()}: no answer for {vector.deadline:g} s")
         self._seen = seen
         if working:
             _arm(working)

@@ -5,6 +5,7 @@ A plan is made from what a user asked for, checked as a whole before any file is
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
@@ -54,6 +55,7 @@ class Plan:
         given: the type of an environment that was an object, which config.json can't hold; "" for an id.
         deadline: seconds that one call into an environment may take.
         log_style: whose tags TensorBoard and progress.csv have, "sb3" or "cleanrl".
+        workers: processes that share the environments of a seed; 0: none; None: as the time of a step suggests.
     """
 
     agent: Any
@@ -74,6 +76,7 @@ class Plan:
     given: str = ""
     deadline: float = DEADLINE_S
     log_style: str = "sb3"
+    workers: int | None = None
 
     @property
     def n_envs(self) -> int:
@@ -106,7 +109,8 @@ class Plan:
                 "log_freq": self.log_freq, "eval_freq": self.eval_freq, "eval_episodes": self.eval_episodes,
                 "n_eval_envs": self.n_eval_envs, "save_freq": self.save_freq, "preset": self.preset,
                 "crank": self.crank, "seeds_mode": self.seeds_mode,
-            } | ({"log_style": self.log_style} if self.log_style != "sb3" else {}),
+            } | ({"log_style": self.log_style} if self.log_style != "sb3" else {})
+              | ({"workers": self.workers} if self.workers is not None else {}),
             "presets": self.preset_fields,
             "preset_source": self.preset_source,
         }  # fmt: skip
@@ -118,19 +122,38 @@ class Plan:
         text = f"{self.iterations:,} iterations of {self.iteration_steps:,} = {done:,}{part} steps"
         return f"{text}, {_counted(self.n_envs, 'environment')}, {_counted(len(self.seeds), 'seed')}"
 
+    def workers_line(self) -> str:
+        """Who steps the environments, where it is not this process."""
+        if self.crank != "host" or self.source.kind != "host" or not self.processes:
+            return ""
+        each = f" for each of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+        asked = "" if self.workers is not None else "; they are slow, and --workers 0 keeps them in this process"
+        return f"the environments step in {_counted(self.processes, 'worker process')}{each}{asked}"
+
     def build(self) -> Compiled | Host:
         """The crank, with all seeds before their first step."""
         if self.crank == "compiled":
             return Compiled(self.agent, self.source.world, self.spec, self.seeds, self.seeds_mode)
         if self.source.kind == "jax":
             return Host(self.agent, lambda seed: JaxSteps(self.source.world, self.spec, seed), self.spec, self.seeds)
-        return Host(self.agent, lambda seed: HostSteps(self.source.vector(self.n_envs, seed)), self.spec, self.seeds)
+        workers = self.processes
+        return Host(self.agent, lambda seed: HostSteps(self._vector(seed, workers), workers > 0), self.spec, self.seeds)
+
+    def _vector(self, seed: int, workers: int) -> Any:
+        return self.source.vector(self.n_envs, seed, workers=workers)
+
+    @cached_property
+    def processes(self) -> int:
+        """Worker processes of each seed: as many as were asked for, or as pay where nobody asked."""
+        if self.workers is not None:
+            return min(self.workers, self.n_envs)
+        return self.source.workers(self.n_envs, len(self.seeds), self.steps)
 
     def evaluator(self, seed: int, episodes: int) -> CompiledEvaluator | HostEvaluator:
         """An evaluation of one seed's policy, on worlds of the evaluation stream."""
         if self.source.kind == "jax":
             return CompiledEvaluator(self.agent, self.spec, self.source.world)
-        vector = self.source.vector(min(self.n_eval_envs, episodes), seed, "eval")
+        vector = self.source.vector(min(self.n_eval_envs, episodes), seed, "eval", self.processes)
         return HostEvaluator(self.agent, self.spec, vector)
 
 
@@ -170,6 +193,7 @@ def plan(
     save_freq: int | None = None,
     deadline: float = DEADLINE_S,
     log_style: str = "sb3",
+    workers: int | None = None,
 ) -> Plan:
     """A checked plan from a user's wishes. An agent by name takes its environment's preset; an object is complete.
 
@@ -187,7 +211,7 @@ def plan(
         _optional("log_freq", log_freq) or max(1, steps // LOGS), every, episodes,
         _optional("n_eval_envs", n_eval_envs) or 8, _optional("save_freq", save_freq),
         _crank(source, crank), seeds_mode, preset if chosen.source else None, chosen.source, dict(chosen.fields),
-        "" if isinstance(env, str) else type(env).__name__, deadline, log_style,
+        "" if isinstance(env, str) else type(env).__name__, deadline, log_style, _optional("workers", workers, 0),
     )  # fmt: skip
     _check(made)
     return made
@@ -233,7 +257,7 @@ def _chosen(
 
 
 def _counted(n: int, thing: str) -> str:
-    return f"{n} {thing}{'s' if n > 1 else ''}"
+    return f"{n} {thing}{('es' if thing.endswith('s') else 's') if n > 1 else ''}"
 
 
 def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow_import: Sequence[str] = ()) -> Plan:
@@ -257,7 +281,7 @@ def planned(config: Mapping[str, Any], env: Any = None, agent: Any = None, allow
         _ready(agent, run["steps"]), source, _spec(source, run["n_envs"], run["steps"]), run["steps"],
         tuple(run["seeds"]), run["log_freq"], run["eval_freq"], run["eval_episodes"], run["n_eval_envs"],
         run["save_freq"], run["crank"], run["seeds_mode"], run["preset"], config["preset_source"], config["presets"],
-        world.get("given", ""), deadline, run.get("log_style", "sb3"),
+        world.get("given", ""), deadline, run.get("log_style", "sb3"), run.get("workers"),
     )  # fmt: skip
 
 
@@ -302,6 +326,8 @@ def _check(plan: Plan) -> None:
             f"{plan.source.id} exists once, so evaluating it would disturb its training: set eval_freq=0, or pass a "
             "factory (`lambda: MyEnv()`) or a registered id"
         )
+    if plan.workers:
+        plan.source.refuse_workers()
     if plan.seeds_mode not in ("vmap", "map"):
         raise PolyakError(f"seeds_mode is {plan.seeds_mode!r}, and must be 'vmap' or 'map'")
     if plan.log_style not in STYLES:

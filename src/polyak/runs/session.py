@@ -142,6 +142,8 @@ class Session:
         else:
             self.tier = 1
         self.say(self._tier_line())
+        if self.plan.workers_line():
+            self.say(self.plan.workers_line())
         self.exact &= self.tier < 3
         try:
             self.yardstick = yardstick.of(self.plan)
@@ -505,7 +507,8 @@ def train(
         progress, quiet: whether to show the live line; whether to be silent.
         callbacks: see `polyak.runs.callbacks`.
         **wishes: seed, seeds, n_envs, fields, preset, normalise, env_kwargs, allow_import, crank, seeds_mode, log_freq,
-            eval_freq, eval_episodes, n_eval_envs, save_freq, deadline, log_style (see `polyak.runs.plan.plan`).
+            eval_freq, eval_episodes, n_eval_envs, save_freq, deadline, log_style, workers (see
+            `polyak.runs.plan.plan`).
 
     Raises:
         PolyakError: something does not fit, before anything is written. EnvError: an environment failed.
