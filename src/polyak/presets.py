@@ -129,6 +129,12 @@ _DQN_CLEANRL = Preset(
         "network": _network(120, 84), "loss": "squared", "max_grad_norm": None,
     },
 )  # fmt: skip
+# A step that falls to 0: with CleanRL's constant one, every seed falls back from 500 now and then, some at the end.
+_DQN_CARTPOLE_LONG = Preset(
+    "CleanRL's, with own tuning on jax:CartPole-v1, seeds 100 and up; never on those of the benchmarks",
+    500_000,
+    {**_DQN_CLEANRL.fields, "lr": linear(2.5e-4)},
+)
 _C51_CLEANRL = Preset(
     f"{_CLEANRL}/c51.py",
     500_000,
@@ -401,7 +407,12 @@ PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
     ("trpo", "LunarLander-v3"): {"default": _TRPO_LANDER},
     ("trpo", "HalfCheetah-v[45]"): {"default": _TRPO_CHEETAH},
     ("trpo", "Hopper-v[45]"): {"default": _TRPO_MUJOCO},
-    ("dqn", "CartPole-v1"): {"default": _DQN_CARTPOLE, "zoo": _DQN_CARTPOLE_ZOO, "cleanrl": _DQN_CLEANRL},
+    ("dqn", "CartPole-v1"): {
+        "default": _DQN_CARTPOLE,
+        "long": _DQN_CARTPOLE_LONG,
+        "zoo": _DQN_CARTPOLE_ZOO,
+        "cleanrl": _DQN_CLEANRL,
+    },
     ("c51", "CartPole-v1"): {"default": _C51_CLEANRL},
     ("dqn", "Acrobot-v1"): {"default": _DQN_BOX2D},
     ("dqn", "LunarLander-v3"): {"default": _DQN_BOX2D, "slm": _DQN_SLM},
