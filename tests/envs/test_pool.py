@@ -458,6 +458,27 @@ def test_workers_are_chosen_by_the_time_of_a_step(step_s, n_envs, seeds, steps, 
     assert source(lambda: Odd()).workers(n_envs, seeds, steps) == 0
 
 
+class Sleepy(Odd):
+    """A step of three milliseconds."""
+
+    def step(self, action):
+        time.sleep(0.003)
+        return Odd.step(self, action)
+
+
+def test_a_slow_environment_gets_workers_unasked(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(2))
+    monkeypatch.setattr("polyak.envs.source.WORTH_S", 0.01)
+    about = {"steps": 40, "n_envs": 2, "preset": None, "eval_episodes": 2, "capture_video": False, "progress": False}
+    fields = {"learning_starts": 10, "network": polyak.MLP((4,))}
+    chosen = polyak.train("dqn", Sleepy, out=tmp_path / "chosen", fields=fields, **about)
+    assert "2 worker processes; they are slow, and --workers 0 keeps" in capfd.readouterr().err
+    assert "workers" not in json.loads((tmp_path / "chosen" / "config.json").read_text())["run"]
+    alone = polyak.train("dqn", Sleepy, out=tmp_path / "alone", fields=fields, workers=0, **about)
+    assert "worker" not in capfd.readouterr().err
+    assert alone.summary["state_hash"] == chosen.summary["state_hash"]
+
+
 # ------------------------------------------------------------------------------------------------ messages
 
 

@@ -149,11 +149,12 @@ class Plan:
             return min(self.workers, self.n_envs)
         return self.source.workers(self.n_envs, len(self.seeds), self.steps)
 
-    def evaluator(self, seed: int, episodes: int) -> CompiledEvaluator | HostEvaluator:
-        """An evaluation of one seed's policy, on worlds of the evaluation stream."""
+    def evaluator(self, seed: int, episodes: int, workers: int | None = None) -> CompiledEvaluator | HostEvaluator:
+        """An evaluation of one seed's policy, on worlds of the evaluation stream; workers: those asked for, or none."""
         if self.source.kind == "jax":
             return CompiledEvaluator(self.agent, self.spec, self.source.world)
-        vector = self.source.vector(min(self.n_eval_envs, episodes), seed, "eval", self.processes)
+        processes = self.workers or 0 if workers is None else workers
+        vector = self.source.vector(min(self.n_eval_envs, episodes), seed, "eval", processes)
         return HostEvaluator(self.agent, self.spec, vector)
 
 

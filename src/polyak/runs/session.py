@@ -307,7 +307,7 @@ class Session:
             if self.stop.is_set():
                 self._interrupt()
             if seed not in self.evaluators:
-                self.evaluators[seed] = self.plan.evaluator(seed, episodes)
+                self.evaluators[seed] = self.plan.evaluator(seed, episodes, self.plan.processes)
             results.append(self.evaluators[seed](self.crank.agent_state(k), episodes, seed=seed))
         return results
 
