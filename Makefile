@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup train test quick lint torture bench browser lock clean
+.PHONY: help setup train test quick lint torture bench scores browser lock clean
 
 BIN := .venv/bin
 STAMP := .venv/.polyak-setup
@@ -17,7 +17,8 @@ help:
 	@echo 'make quick    the tests that take seconds'
 	@echo 'make lint     ruff and pyright (strict)'
 	@echo 'make torture  kill runs 25 times at random, and compare what they end with'
-	@echo 'make bench    the published comparisons (hours; it resumes where it stopped)'
+	@echo 'make bench    speed beside the peers, scaling, starts (half an hour of an idle machine)'
+	@echo 'make scores   the acceptance rows (hours; it resumes where it stopped)'
 
 setup: $(STAMP)
 
@@ -51,6 +52,12 @@ torture: setup
 	$(BIN)/python bench/torture.py
 
 bench: setup
+	bench/peers/setup.sh sb3 sbx rejax
+	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/speed.py --limits
+	$(BIN)/python bench/scaling.py
+
+scores: setup
 	$(BIN)/python bench/run.py
 
 # One test looks at the report in headless Chromium; where it is missing, it is installed if we may.

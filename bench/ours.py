@@ -20,17 +20,17 @@ from polyak.optim import Linear
 SAME = (
     "gamma", "lr", "batch_size", "rollout_length", "epochs", "gae_lambda", "clip_range", "ent_coef", "vf_coef",
     "max_grad_norm", "buffer_size", "learning_starts", "updates_per_step", "tau", "target_update_interval",
-    "eps_start", "eps_end",
+    "eps_start", "eps_end", "double", "noise_std", "policy_delay",
 )  # fmt: skip
-INITS = {"PPO": "orthogonal", "DQN": "uniform", "SAC": "uniform"}
-ACTIVATIONS = {"PPO": "tanh", "DQN": "relu", "SAC": "relu"}
+ON_POLICY = ("PPO", "A2C")
 
 
 def agent(job: dict[str, Any], steps: int) -> Any:
     """The job's agent; `steps` is the length of the run, of which the exploration schedule is a fraction."""
     name = job["agent"]
     found = {field: job[field] for field in SAME if field in job}
-    found["network"] = MLP(tuple(job["hidden"]), job.get("activation", ACTIVATIONS[name]), INITS[name])
+    activation, init = ("tanh", "orthogonal") if name in ON_POLICY else ("relu", "uniform")
+    found["network"] = MLP(tuple(job["hidden"]), job.get("activation", activation), init)
     if job.get("linear"):
         found |= {"lr": Linear(job["lr"], 0.0), "clip_range": Linear(job["clip_range"], 0.0)}
     if "minibatches" in job:

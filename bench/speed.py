@@ -2,6 +2,7 @@
 
     bench/peers/setup.sh                      # once: the peers' own environments
     python bench/speed.py [JOB ...] [--rounds 3] [--part 1.0]
+    python bench/speed.py [JOB ...] --limits  # where the time goes, and what the machine would allow (bench/parts.py)
 
 Every round runs each side of a job once, in alternation (A B A B ...), so that a slow minute of the machine hits both.
 The figure of a side is its median over the rounds, the ratio is the quotient of the medians. Writes
@@ -27,9 +28,14 @@ HOW = {
     "sac-halfcheetah": "SAC, HalfCheetah-v5, 256×256, batch 256, one update a step",
     "ppo-cartpole": "PPO, CartPole-v1, 8 environments, zoo settings (32 steps, batch 256, 20 epochs)",
     "dqn-cartpole": "DQN, CartPole-v1, zoo settings (256×256, batch 64, 128 updates every 256 steps)",
+    "td3-halfcheetah": "TD3, HalfCheetah-v5, 256×256, batch 256, one update a step",
+    "a2c-cartpole": "A2C, CartPole-v1, 8 environments, 5 steps",
     "compiled-ppo-cartpole": "compiled PPO, CartPole, rejax's settings for CartPole with 64 environments",
     "compiled-ppo-cartpole-yaml": "compiled PPO, CartPole, rejax's settings for CartPole as they are (5 environments)",
     "compiled-ppo-cartpole-defaults": "compiled PPO, CartPole, defaults of rejax's PPO (64 environments)",
+    "compiled-ppo-cartpole-purejaxrl": "compiled PPO, CartPole, PureJaxRL's settings (4 × 128, 4 epochs of 4)",
+    "compiled-dqn-cartpole": "compiled DQN, CartPole, rejax's settings (10 environments, 5 updates of 100 every step)",
+    "compiled-sac-pendulum": "compiled SAC, Pendulum, rejax's settings (64×64, batch 256, one update a step)",
 }
 
 
@@ -40,7 +46,8 @@ def jobs() -> dict[str, dict[str, Any]]:
 
 def sides(job: dict[str, Any]) -> list[str]:
     """Who runs a job: ours, the peer with the bar, and Stable-Baselines3 for orientation on the host jobs."""
-    return ["polyak", job["against"]] + ([] if job.get("compiled") else ["sb3"])
+    peers = [job["against"]] + ([] if job.get("compiled") else ["sb3"])
+    return ["polyak", *dict.fromkeys(peers)]
 
 
 def command(side: str, name: str, steps: int, seed: int) -> list[str]:
@@ -50,7 +57,7 @@ def command(side: str, name: str, steps: int, seed: int) -> list[str]:
         return [str(own if own.exists() else sys.executable), str(BENCH / "ours.py"), name, str(steps), str(seed)]
     python = str(BENCH / "peers" / f".venv-{side}" / "bin" / "python")
     if side == "rejax":
-        return [python, str(BENCH / "peers" / "rejax_ppo.py"), name, str(steps), str(seed)]
+        return [python, str(BENCH / "peers" / "rejax_train.py"), name, str(steps), str(seed)]
     return [python, str(BENCH / "peers" / "stable_baselines.py"), side, name, str(steps), str(seed)]
 
 
@@ -121,10 +128,52 @@ def table(results: dict[str, Any]) -> str:
             f"| {HOW[found['job']]} | {rounds} | {medians['polyak']:,.0f} | {peer} {medians[peer]:,.0f} | {sb3} "
             f"| {found['ratios'][peer]:.2f}× | {job['bar']}× | {'met' if found['met'] else 'missed'} |"
         )
+    lines += limits_table(results)
     return (
         "\n".join([*lines, "", "## Versions", "", *versions(results), "", "## All rounds", "", *rounds_table(results)])
         + "\n"
     )
+
+
+def limits_table(results: dict[str, Any]) -> list[str]:
+    """The second table: the parts of an iteration alone, and the floor that the matrix products set."""
+    known = {name: row for name, row in results.get("limits", {}).items() if name in HOW}
+    if not known:
+        return []
+    lines = [
+        "", "## What is possible", "",
+        "The parts of an iteration, each timed alone (`python bench/speed.py --limits`), in microseconds; the steps/s",
+        "that they add up to; and the floor: the update's matrix products, counted in its program, at the rate of a",
+        "product of 2048×2048 matrices on this machine. *Reached*: the first table's steps/s as a share of both.",
+        "Compiled, the parts act and step in one loop.", "",
+        "| job | environments | act | update | of it products | parts' steps/s | reached | floor's steps/s | reached |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, row in known.items():
+        parts, steps = row["parts_s"], row["iteration_steps"]
+        both = parts.get("act and environments")
+        cells = (
+            [f"{1e6 * both:,.0f}", "with them"] if both else [f"{1e6 * parts[k]:,.0f}" for k in ("environments", "act")]
+        )
+        cells += [f"{1e6 * parts['update']:,.0f}", f"{1e6 * row['floor_s']:,.0f}"]
+        fps = results["jobs"].get(name, {}).get("medians", {}).get("polyak")
+        for seconds in (sum(parts.values()), row["floor_s"]):
+            cells += [f"{steps / seconds:,.0f}", f"{fps * seconds / steps:.0%}" if fps else ""]
+        lines.append(f"| {HOW[name]} | " + " | ".join(cells) + " |")
+    rates = [row["matmul_flop_per_s"] / 1e9 for row in known.values()]
+    return [*lines, "", f"The products' rate was {min(rates):,.0f} to {max(rates):,.0f} GFLOP/s."]
+
+
+def limits(name: str) -> dict[str, Any]:
+    """The parts of a job, measured in a process of their own."""
+    line = [command("polyak", name, 0, 0)[0], str(BENCH / "parts.py"), name]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"speed.py: {' '.join(line)} failed\n{done.stderr[-2000:]}")
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    parts = ", ".join(f"{part} {1e6 * seconds:,.0f} µs" for part, seconds in row["parts_s"].items())
+    print(f"  {name:32} {parts}", flush=True)
+    return row
 
 
 def versions(results: dict[str, Any]) -> list[str]:
@@ -165,6 +214,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--part", type=float, default=1.0, help="share of the jobs' steps to run; below 1 is a rough look"
     )
+    parser.add_argument("--limits", action="store_true", help="measure the parts of our side alone, and no peer")
     chosen = parser.parse_args(arguments)
     unknown = [name for name in chosen.jobs if name not in known]
     if unknown:
@@ -177,10 +227,15 @@ def main(arguments: Sequence[str]) -> None:
     at, old = machine(), json.loads(OUT.read_text()) if OUT.exists() else {}
     kept = old.get("jobs", {}) if old.get("machine") == at else {}
     when = {"date": datetime.date.today().isoformat(), "command": " ".join(["python bench/speed.py", *arguments])}
+    parts: dict[str, Any] = old.get("limits", {}) if old.get("machine") == at else {}
     results: dict[str, Any] = {}
     for name in chosen.jobs or known:
-        kept[name] = when | measure(name, known[name], chosen.rounds, chosen.part)
+        if chosen.limits:
+            parts[name] = when | limits(name)
+        else:
+            kept[name] = when | measure(name, known[name], chosen.rounds, chosen.part)
         results = {"machine": at, "jobs": {n: kept[n] for n in known if n in kept}}
+        results["limits"] = {n: parts[n] for n in known if n in parts}
         write(results)  # after every job: an interrupted measurement keeps what it has
     print("\n" + table(results))
 

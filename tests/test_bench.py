@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +22,9 @@ sys.path.insert(0, str(BENCH))
 
 import leaderboard  # noqa: E402
 import measures  # noqa: E402
+import parts  # noqa: E402
+import scaling  # noqa: E402
+import speed  # noqa: E402
 
 ROWS: dict[str, dict[str, Any]] = {row["id"]: row for row in json.loads((BENCH / "rows.json").read_text())}
 MATRIX = [f"P{n:02}" for n in (*range(1, 6), *range(10, 32), 40, 41, 50, 51, 60, 61, 62, 63)]
@@ -372,3 +377,62 @@ def test_bad_words_are_answered(copy: Path) -> None:
     assert done.returncode == 1 and "the preset 'absent' of PPO for jax:CartPole-v1" in done.stdout
     done = subprocess.run(command(copy, "B"), cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "B can't be run here: a GPU" in done.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------- speed
+
+
+def operations(function: Any, *shapes: tuple[int, ...]) -> float:
+    return parts.flops(jax.make_jaxpr(function)(*[jnp.zeros(shape) for shape in shapes]).jaxpr)
+
+
+def test_products_are_counted_through_loops_branches_and_calls() -> None:
+    product = 2 * 3 * 4 * 5
+    assert operations(jnp.matmul, (3, 4), (4, 5)) == product
+    assert operations(jax.jit(jnp.matmul), (3, 4), (4, 5)) == product
+    assert operations(jnp.matmul, (7, 3, 4), (7, 4, 5)) == 7 * product
+
+    def looped(x: Any, y: Any) -> Any:
+        return jax.lax.fori_loop(0, 6, lambda i, total: total + x @ y, jnp.zeros((3, 5)))
+
+    assert operations(looped, (3, 4), (4, 5)) == 6 * product
+
+    def branched(x: Any, y: Any) -> Any:
+        return jax.lax.cond(x[0, 0] > 0, lambda: x @ y, lambda: (x @ y) @ (x @ y).T @ (x @ y))
+
+    assert operations(branched, (3, 4), (4, 5)) == 3 * product + 2 * 3 * 3 * 5 + 2 * 3 * 3 * 5
+
+    def convolved(image: Any, kernel: Any) -> Any:
+        return jax.lax.conv_general_dilated(image, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert operations(convolved, (2, 6, 6, 3), (3, 3, 3, 8)) == 2 * (2 * 4 * 4 * 8) * (3 * 3 * 3)
+
+
+def test_every_job_is_described_and_runs_against_somebody() -> None:
+    jobs = speed.jobs()
+    assert set(jobs) == set(speed.HOW)
+    for name, job in jobs.items():
+        sides = speed.sides(job)
+        assert sides[0] == "polyak" and job["against"] in sides[1:] and len(set(sides)) == len(sides), name
+
+
+def test_our_side_of_every_job_can_be_planned() -> None:
+    for name, job in speed.jobs().items():
+        if "HalfCheetah" not in job["env"]:
+            assert parts.planned(job).iterations > 0, name
+
+
+def test_the_pages_say_what_was_measured() -> None:
+    machine = {"cores": 2, "cpu": "a CPU", "vector": "AVX2", "system": "Linux"}
+    row = {"parts_s": {"environments": 1e-4, "act": 5e-5, "update": 2e-3}, "iteration_steps": 1, "floor_s": 1e-3}
+    limits = {"sac-halfcheetah": row | {"matmul_flop_per_s": 4e11, "update_flop": 4e8}}
+    jobs = {"sac-halfcheetah": {"medians": {"polyak": 400.0}}}
+    text = "\n".join(speed.limits_table({"limits": limits, "jobs": jobs}))
+    assert "| 100 | 50 | 2,000 | 1,000 | 465 | 86% | 1,000 | 40% |" in text
+    assert speed.limits_table({"jobs": jobs}) == []
+
+    points = [{"x": 1, "fps": 1000.0}, {"x": 10, "fps": 5000.0}]
+    found = {"machine": machine, "date": "today", "versions": {"jax": "1"}, "seeds": {"points": points}}
+    assert "| time of one seed × | 1.0 | 2.0 |" in scaling.page(found)
+    found["start"] = {"commands": {"ppo CartPole-v1": {"cold_s": 9.0, "warm_s": 3.0}}}
+    assert "| `polyak train ppo CartPole-v1` | 9.0 | 3.0 |" in scaling.page(found)

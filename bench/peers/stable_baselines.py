@@ -16,8 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import gymnasium
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 
 PACKAGES = {"sb3": ("stable_baselines3", "torch"), "sbx": ("sbx-rl", "jax")}
 MODULES = {"sb3": "stable_baselines3", "sbx": "sbx"}
@@ -41,28 +44,33 @@ class Clock(BaseCallback):
 def settings(job: dict[str, Any]) -> dict[str, Any]:
     """The job's settings under the names of Stable-Baselines3."""
     same = (
-        "batch_size",
-        "gamma",
-        "buffer_size",
-        "learning_starts",
-        "tau",
-        "gae_lambda",
-        "ent_coef",
-        "vf_coef",
-        "target_update_interval",
-    )
+        "batch_size", "gamma", "buffer_size", "learning_starts", "tau", "gae_lambda", "ent_coef", "vf_coef",
+        "target_update_interval", "policy_delay",
+    )  # fmt: skip
     found = {name: job[name] for name in same if name in job}
     found |= {"learning_rate": job["lr"], "policy_kwargs": {"net_arch": job["hidden"]}}
+    if job["agent"] == "A2C":
+        return found | {"n_steps": job["rollout_length"], "max_grad_norm": job["max_grad_norm"]}
     if job["agent"] == "PPO":
         found |= {"n_steps": job["rollout_length"], "n_epochs": job["epochs"], "max_grad_norm": job["max_grad_norm"]}
         found |= {"learning_rate": lambda left: left * job["lr"], "clip_range": lambda left: left * job["clip_range"]}
         return found
     gradient_steps = round(job["rollout_length"] * job["updates_per_step"])
     found |= {"train_freq": job["rollout_length"], "gradient_steps": gradient_steps}
+    if job["agent"] == "TD3":
+        found["action_noise"] = gaussian(job)
     if job["agent"] == "DQN":
         found |= {"exploration_initial_eps": job["eps_start"], "exploration_final_eps": job["eps_end"]}
         found |= {"exploration_fraction": job["eps_fraction"]}
     return found
+
+
+def gaussian(job: dict[str, Any]) -> NormalActionNoise:
+    """The noise with which TD3 explores."""
+    env = gymnasium.make(job["env"])
+    shape = env.action_space.shape
+    env.close()
+    return NormalActionNoise(np.zeros(shape), np.full(shape, job["noise_std"]))
 
 
 def main(peer: str, name: str, steps: str = "", seed: str = "0") -> None:
