@@ -152,6 +152,15 @@ _DQN_BOX2D = Preset(
         "network": _network(256, 256),
     },
 )  # fmt: skip
+# A step that falls to 0, a target that follows always, and double Q-learning: the last policies are far more alike.
+_DQN_LANDER = Preset(
+    "rl-zoo3's, with own tuning on seeds 100 to 102; never on those of the benchmarks",
+    100_000,
+    {
+        **_DQN_BOX2D.fields, "lr": linear(6.3e-4), "double": True, "tau": 0.005, "target_update_interval": 1,
+        "buffer_size": 100_000,
+    },
+)  # fmt: skip
 # AdamW there. Draws by priorities have no importance weights. Four updates after every step of 8 environments.
 _DQN_SLM = Preset(
     "kengz/SLM-Lab slm_lab/spec/benchmark_arc/dqn/dqn_box2d_arc.yaml, with Adam",
@@ -415,7 +424,7 @@ PRESETS: dict[tuple[str, str], dict[str, Preset]] = {
     },
     ("c51", "CartPole-v1"): {"default": _C51_CLEANRL},
     ("dqn", "Acrobot-v1"): {"default": _DQN_BOX2D},
-    ("dqn", "LunarLander-v3"): {"default": _DQN_BOX2D, "slm": _DQN_SLM},
+    ("dqn", "LunarLander-v3"): {"default": _DQN_LANDER, "zoo": _DQN_BOX2D, "slm": _DQN_SLM},
     ("dqn", "ale:*"): {"default": _DQN_ATARI, "nature": _DQN_NATURE},
     ("ddpg", "FetchReach-v*"): {"default": _DDPG_FETCH},
     ("ddpg", "Reach-v0"): {"default": _DDPG_REACH},
