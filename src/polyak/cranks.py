@@ -420,7 +420,8 @@ class Host:
         self._tree = jax.tree.structure(shapes)
         self._act, self._read = _pruned_act(self.agent, spec, jax.tree.leaves(shapes), self._tree)
         self._update = jax.jit(functools.partial(_call_update, tree=self._tree), donate_argnums=1)
-        self.all = [self._seed(world(seed), seed) for seed in self.seeds]
+        worlds = [world(seed) for seed in self.seeds]  # all of them first: worker processes start side by side
+        self.all = [self._seed(world, seed) for world, seed in zip(worlds, self.seeds, strict=True)]
 
     def _seed(self, world: Any, seed: int) -> Seed:
         k_init, k_run = agent_key(seed)

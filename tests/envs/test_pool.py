@@ -412,8 +412,12 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "site-packages" not in p])
     monkeypatch.setenv("PYTHONNOUSERSITE", "1")
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with pytest.raises(PolyakError, match=r"CartPole-v1: a worker process could not start \(exit code 1\)"):
-        made.vector(1, 0, workers=1)
+    vector = made.vector(1, 0, workers=1)
+    with pytest.raises(
+        PolyakError, match=r"environment 0 \(seed 0\) died 3 times before its first step \(exit code 1\)"
+    ):
+        vector.reset()
+    vector.close()
 
 
 # ------------------------------------------------------------------------------------------------ who may have workers

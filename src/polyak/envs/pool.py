@@ -26,7 +26,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -129,20 +129,14 @@ class Worker:
         self.start()
 
     def start(self) -> None:
-        """A new process, which has made its environments when this returns.
+        """A new process, which makes its environments while nobody waits: `answer` does."""
+        _STARTER.submit(self._launch).result()
+        # One that is dead already is found so by `answer`.
+        with contextlib.suppress(OSError):
+            send(self.link, self.about | {"first": self.block.first, "n": self.block.n})
 
-        Errors:
-            Died: three died over it. PolyakError: the environments can't be made there.
-        """
-        for life in range(1, LIVES + 1):
-            try:
-                return _STARTER.submit(self._start).result()
-            except Died:
-                if life == LIVES:
-                    raise
-
-    def _start(self) -> None:
-        ours, theirs = socket.socketpair()
+    def _launch(self) -> None:
+        self.link, theirs = socket.socketpair()
         command = [sys.executable, "-P", "-m", "polyak.envs.worker", str(theirs.fileno()), str(os.getpid())]
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
         # A session of its own: Ctrl-C on the terminal is the trainer's affair.
@@ -151,27 +145,20 @@ class Worker:
             start_new_session=True, env=os.environ | {"PYTHONPATH": path},
         )  # fmt: skip
         theirs.close()
-        self.link = ours
+        self.ready = False
         self.words: collections.deque[str] = collections.deque(maxlen=20)
-        self._listener = threading.Thread(target=self._listen, daemon=True, name="polyak-worker-stderr")
+        about = (self.process.stderr, self.words)
+        self._listener = threading.Thread(target=_listen, args=about, daemon=True, name="polyak-worker-stderr")
         self._listener.start()
-        ours.settimeout(_START_S)
-        try:
-            send(ours, self.about | {"first": self.block.first, "n": self.block.n})
-            header, _ = receive(ours)
-        except (OSError, EOFError, ValueError) as error:
-            raise self._death(error) from error
-        if "error" in header:
-            raise PolyakError(header["error"])
 
-    def _listen(self) -> None:
-        """What the process writes on stderr goes to ours, and the last lines are kept for its obituary."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            text = line.decode(errors="replace")
-            self.words.append(text.strip()[:200])
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed or absent
-                sys.stderr.write(text)
+    def _await(self) -> None:
+        """Returns once the process has made its environments."""
+        if self.ready:
+            return
+        self.link.settimeout(None if self.limit is None else max(_START_S, self.limit))
+        self._refuse(self._received())
+        self.link.settimeout(self.limit)
+        self.ready = True
 
     def give(self, header: Header, arrays: Sequence[Array] = ()) -> None:
         """Sends an order; `answer` waits for what comes back."""
@@ -179,9 +166,7 @@ class Worker:
         self._send()
 
     def _send(self) -> None:
-        self.link.settimeout(self.limit)
-        # One that is dead already is found so by `answer`.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # as in `start`
             send(self.link, *self.order)
 
     def answer(self, died: Callable[["Worker", Died], None]) -> tuple[Header, list[Array]]:
@@ -192,13 +177,14 @@ class Worker:
         """
         while True:
             try:
+                self._await()
                 header, arrays = self._received()
                 break
             except Died as death:
                 self.deaths += 1
                 died(self, death)
                 self._revive()
-        self._refuse(header)
+        self._refuse((header, arrays))
         if self.order[0]["do"] == "step":
             self.since.append(self.order[1])
         elif self.order[0]["do"] == "snapshot":
@@ -219,8 +205,9 @@ class Worker:
             raise Died(header["hangs"])
         return header, arrays
 
-    def _refuse(self, header: Header) -> None:
+    def _refuse(self, answer: tuple[Header, list[Array]]) -> None:
         """Raise here what was raised there."""
+        header, _ = answer
         if "fault" in header:
             raise EnvFault(header["fault"], header["repro"])
         if "error" in header:
@@ -228,29 +215,32 @@ class Worker:
 
     def _revive(self) -> None:
         """A new process that stands where the last one answered, with the order under way given to it."""
-        try:
-            self.start()
+        self.start()
+        with contextlib.suppress(Died):  # which is found by `answer`
             if self.digests and self.order[0]["do"] in ("step", "snapshot"):
+                self._await()
                 self._stand()
-            self._send()
-        except Died:
-            self.kill()  # the next `_received` finds it dead
+        self._send()
 
     def _stand(self) -> None:
         self.link.settimeout(None)  # a replay takes as long as its episodes; the worker's own watchdog looks after it
-        header, arrays = ({"do": "reset"}, []) if self.snapshot is None else self.snapshot
-        send(self.link, header | {"do": "reset" if self.snapshot is None else "restore"}, arrays)
-        self._refuse(self._received()[0])
-        if not self.since:
-            return
-        send(self.link, {"do": "replay"}, [np.stack(parts) for parts in zip(*self.since, strict=True)])
-        header, _ = self._received()
-        self._refuse(header)
-        if header["digests"] != self.digests:
+        header, arrays = ({}, []) if self.snapshot is None else self.snapshot
+        answer = self._asked(header | {"do": "reset" if self.snapshot is None else "restore"}, arrays)
+        if self.since:
+            answer = self._asked({"do": "replay"}, [np.stack(parts) for parts in zip(*self.since, strict=True)])
+        self.link.settimeout(self.limit)
+        if answer["digests"] != self.digests:
             raise EnvError(
                 f"{self.about['name']}: a new process for {self.block} played the same actions and came to something "
                 "else, so it does not replay exactly"
             )
+
+    def _asked(self, header: Header, arrays: list[Array]) -> Header:
+        with contextlib.suppress(OSError):  # as in `start`
+            send(self.link, header, arrays)
+        answer = self._received()
+        self._refuse(answer)
+        return answer[0]
 
     def _death(self, error: BaseException) -> Died:
         silent = isinstance(error, TimeoutError)
@@ -288,6 +278,15 @@ class Worker:
         return header.get("error", "")
 
 
+def _listen(stream: IO[bytes], words: collections.deque[str]) -> None:
+    """What a process writes on stderr goes to ours, and its last lines are kept for the obituary."""
+    for line in stream:
+        text = line.decode(errors="replace")
+        words.append(text.strip()[:200])
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed or absent
+            sys.stderr.write(text)
+
+
 # ---------------------------------------------------------------------------------------------------- the vector
 
 
@@ -302,8 +301,8 @@ class Pool:
         others: as in `HostVector`.
 
     Errors:
-        PolyakError: a worker could not make its environments. EnvFault: as in `HostVector`, and a worker that died
-        three times at one step. EnvError: an action that can't be sent.
+        PolyakError: a worker could not make its environments; the first order finds out. EnvFault: as in `HostVector`,
+        and a worker that died three times at one step. EnvError: an action that can't be sent.
     """
 
     def __init__(
@@ -334,18 +333,11 @@ class Pool:
             "recipe": dict(recipe), "seed": seed, "stream": stream, "name": name, "kwargs": self.kwargs,
             "frames": frames, "tier": list(tier), "deadline": deadline,
         }  # fmt: skip
-        self._workers: list[Worker] = []
-        try:
-            for block in blocks(n_envs, workers):
-                # An environment may step and reset in one call, and has the deadline for each.
-                limit = 2 * block.n * deadline + _CLOSE_S if deadline else None
-                self._workers.append(Worker(about, block, limit))
-        except Died as death:
-            self.close()
-            raise PolyakError(f"{name}: a worker process could not start ({death})") from death
-        except BaseException:
-            self.close()
-            raise
+        # An environment may step and reset in one call, and has the deadline for each.
+        self._workers = [
+            Worker(about, block, 2 * block.n * deadline + _CLOSE_S if deadline else None)
+            for block in blocks(n_envs, workers)
+        ]
 
     @property
     def tier(self) -> int:
@@ -410,6 +402,11 @@ class Pool:
     def _mourn(self, worker: Worker, death: Died) -> None:
         """A notice of a death, or the end of the run where a new process would be no better."""
         who = f"{self.name}: the process of {worker.block} (seed {self.seed}) died"
+        if not worker.digests:
+            if worker.deaths >= LIVES:
+                raise PolyakError(f"{who} {LIVES} times before its first step ({death})")
+            self.notices.append(f"{who} before its first step ({death}), and another was started")
+            return
         if self.tier == 3:
             why = self.exactness.reason or "tier 3"
             raise self._fault(worker, f"{who} ({death}), and its episodes can't be replayed ({why})")

@@ -33,7 +33,7 @@ def main() -> None:
     try:
         vector = _vector(about)
     except PolyakError as error:
-        send(link, {"error": str(error)})
+        send(link, {"error": str(error), "exit_code": error.exit_code})
         return
     send(link, {})
     while _obey(link, vector):
