@@ -515,7 +515,9 @@ class Mortal(gym.Wrapper):
     def __init__(self, graves):
         super().__init__(Nested())
         self.action_space = gs.Discrete(3)
-        self.graves = graves if sys.modules["__main__"].__spec__.name == "polyak.envs.worker" else ""
+        # Under pytest-xdist the main module has no spec.
+        started_as = getattr(sys.modules["__main__"].__spec__, "name", "")
+        self.graves = graves if started_as == "polyak.envs.worker" else ""
 
     def reset(self, *, seed=None, options=None):
         self.grave = Path(self.graves) / str(seed) if self.graves and seed % 12 == 0 else None
