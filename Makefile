@@ -17,7 +17,7 @@ help:
 	@echo 'make quick    the tests that take seconds'
 	@echo 'make lint     ruff and pyright (strict)'
 	@echo 'make torture  kill runs 25 times at random, and compare what they end with'
-	@echo 'make bench    speed beside the peers, scaling, starts (half an hour of an idle machine)'
+	@echo 'make bench    speed beside the peers, scaling, starts (the machine must be idle)'
 	@echo 'make scores   the acceptance rows (hours; it resumes where it stopped)'
 
 setup: $(STAMP)

@@ -1,10 +1,12 @@
 """How the speed of `polyak` grows with environments, seeds and width, and how long a start takes.
 
-    python bench/scaling.py [environments] [seeds] [width] [start] [--part 1.0]
+    python bench/scaling.py [environments] [seeds] [width] [workers] [start] [--part 1.0]
 
 *environments*, *seeds*, *width*: compiled PPO on jax:CartPole-v1, environment steps per second of training, summed over
-seeds, without compilation. *start*: from the shell's call of `polyak train` to the first row of metrics, which follows
-the first update; with an empty compilation cache, and with a warm one. What is measured again replaces its part.
+seeds, without compilation. *workers*: one step of a vector of environments in the trainer's process, and in worker
+processes, with random actions: of a cheap environment, and of one made slow (HalfCheetah, 100 frames a step). *start*:
+from the shell's call of `polyak train` to the first row of metrics, which follows the first update; with an empty
+compilation cache, and with a warm one. What is measured again replaces its part.
 Writes bench/results/scaling.json, scaling.md and scaling.svg. On an otherwise idle machine.
 """
 
@@ -22,10 +24,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from credit_assignment import pyplot, saved
 from speed import machine
 
 import polyak
+from polyak.envs import resolve
+from polyak.envs.gymspaces import random_actions
 from polyak.nets import MLP
 
 BENCH = Path(__file__).resolve().parent
@@ -36,6 +41,10 @@ WIDTHS = (64, 128, 256, 512, 1024)
 N_ENVS, ROLLOUT, HIDDEN = 8, 64, 64  # where they are not varied
 SECONDS = 4.0  # of training for each point, about
 REPEATS = 3
+WORKERS = {
+    "CartPole-v1": ({}, 1, (0, 1)),
+    "HalfCheetah-v5": ({"frame_skip": 100}, 8, (0, 1, 2)),
+}
 STARTS = {
     "ppo CartPole-v1": ["ppo", "CartPole-v1"],
     "dqn CartPole-v1": ["dqn", "CartPole-v1"],
@@ -96,6 +105,26 @@ def starts(part: float) -> dict[str, dict[str, float]]:
             warm = [start(words, cache, Path(folder) / f"warm_{k}") for k in range(max(1, round(REPEATS * part)))]
         found[name] = {"cold_s": round(cold, 2), "warm_s": round(statistics.median(warm), 2)}
         print(f"  {name:22} cold {cold:5.1f} s, warm {found[name]['warm_s']:5.1f} s", flush=True)
+    return found
+
+
+def vector_steps(part: float) -> list[dict[str, Any]]:
+    """Microseconds of one step of all environments, without and with workers."""
+    found: list[dict[str, Any]] = []
+    for name, (kwargs, n_envs, choices) in WORKERS.items():
+        source = resolve(name, env_kwargs=kwargs)
+        action = random_actions(source.action_space, n_envs, np.random.default_rng(0))
+        for workers in choices:
+            vector = source.vector(n_envs, 0, workers=workers)
+            vector.reset()
+            steps, began = 0, time.perf_counter()
+            while (spent := time.perf_counter() - began) < SECONDS * part or not steps:
+                vector.step(action)
+                steps += 1
+            vector.close()
+            row = {"env": name, "kwargs": kwargs, "n_envs": n_envs, "workers": workers}
+            found.append(row | {"step_us": round(1e6 * spent / steps, 1)})
+            print(f"  {name:16} {n_envs} environments, {workers} workers {found[-1]['step_us']:10,.0f} µs", flush=True)
     return found
 
 
@@ -166,6 +195,19 @@ def page(results: dict[str, Any]) -> str:
                 "| time of one seed × | " + " | ".join(f"{row['x'] * one / row['fps']:.1f}" for row in rows) + " |"
             ]
         lines.append("")
+    if "workers" in results:
+        lines += [
+            "One step of a vector of environments, with random actions:",
+            "",
+            "| environments | workers | µs |",
+            "|---|---|---|",
+        ]
+        for row in results["workers"]["rows"]:
+            slow = "".join(f", {k} {v}" for k, v in row["kwargs"].items())
+            lines.append(
+                f"| {row['n_envs']} × {row['env']}{slow} | {row['workers'] or 'none'} | {row['step_us']:,.0f} |"
+            )
+        lines.append("")
     if "start" in results:
         lines += [
             "From the shell's call of `polyak train` to the first row of metrics, after the first update, in seconds:",
@@ -182,7 +224,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    known = ("environments", "seeds", "width", "start")
+    known = ("environments", "seeds", "width", "workers", "start")
     parser = argparse.ArgumentParser(prog="bench/scaling.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all ({', '.join(known)})")
     parser.add_argument("--part", type=float, default=1.0, help="share of the time to spend; below 1 is a rough look")
@@ -193,7 +235,13 @@ def main(arguments: Sequence[str]) -> None:
     results: dict[str, Any] = json.loads(OUT.read_text()) if OUT.exists() else {}
     results = results if results.get("machine") == machine() else {"machine": machine()}
     for name in chosen.parts or known:
-        found = {"commands": starts(chosen.part)} if name == "start" else {"points": points(name, chosen.part)}
+        match name:
+            case "start":
+                found: dict[str, Any] = {"commands": starts(chosen.part)}
+            case "workers":
+                found = {"rows": vector_steps(chosen.part)}
+            case _:
+                found = {"points": points(name, chosen.part)}
         results[name] = found | {"load_before": round(os.getloadavg()[0], 2)}
         results |= {
             "date": datetime.date.today().isoformat(),

@@ -183,6 +183,21 @@ def test_a_snapshot_is_restored_with_any_number_of_workers(env):
         many.close()
 
 
+def test_an_action_that_the_caller_overwrites_is_replayed_as_it_was():
+    made = source("CartPole-v1")
+    one, many = made.vector(2, 5), made.vector(2, 5, workers=1)
+    one.reset(), many.reset()
+    action = np.zeros(2, np.int32)
+    for k in range(6):
+        action[:] = [k % 2, 1 - k % 2]
+        one.step(action), many.step(action)
+    action[:] = 1
+    many._workers[0].process.kill()
+    left, right = one.step(action), many.step(action)
+    assert all(equal(x, y) for x, y in zip(left, right, strict=True)) and len(many.notices) == 1
+    many.close()
+
+
 def test_the_evaluation_stream_has_its_own_episodes():
     made = source("CartPole-v1")
     one, many = made.vector(2, 3, "eval"), made.vector(2, 3, "eval", workers=2)
@@ -425,7 +440,7 @@ def test_a_worker_that_cannot_start_says_why(monkeypatch):
 
 def test_what_another_process_cannot_make_is_refused():
     class Inner(Odd):
-        pass
+        """Not at the top of a module."""
 
     def several():
         return gym.vector.SyncVectorEnv([Odd], autoreset_mode="Disabled")

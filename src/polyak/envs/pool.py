@@ -260,9 +260,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._listener.join(1.0)
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        self._listener.join(1.0)  # longer only where something that left the session still holds stderr
         self.link.close()
 
     def close(self) -> str:
@@ -274,17 +272,18 @@ class Worker:
             self.link.settimeout(_CLOSE_S)
             send(self.link, {"do": "close"})
             header, _ = receive(self.link)
-        self.kill(wait=_CLOSE_S)
+        self.kill(wait=_CLOSE_S if header else 0.0)
         return header.get("error", "")
 
 
 def _listen(stream: IO[bytes], words: collections.deque[str]) -> None:
     """What a process writes on stderr goes to ours, and its last lines are kept for the obituary."""
-    for line in stream:
-        text = line.decode(errors="replace")
-        words.append(text.strip()[:200])
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed or absent
-            sys.stderr.write(text)
+    with stream:
+        for line in stream:
+            text = line.decode(errors="replace")
+            words.append(text.strip()[:200])
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # stderr may be closed or absent
+                sys.stderr.write(text)
 
 
 # ---------------------------------------------------------------------------------------------------- the vector
@@ -420,11 +419,11 @@ class Pool:
         return EnvFault(sentence, about | {"workers": str(worker.block), "actions": actions, "error": sentence})
 
     def _parts(self, action: Any) -> list[Array]:
-        """The actions, leaf by leaf; nothing is sent where one of them can't be."""
+        """The actions, leaf by leaf, copied, for they may have to be replayed; nothing is sent where one can't be."""
         if not self._ready:
             raise PolyakError(f"{self.name}: call reset() before step()")
         try:
-            parts = [np.asarray(part(action, leaf.path)) for leaf in self._actions]
+            parts = [np.array(part(action, leaf.path)) for leaf in self._actions]
             for leaf, array in zip(self._actions, parts, strict=True):
                 leaf.sent(array, self.n_envs)
         except (LookupError, TypeError, ValueError) as error:

@@ -43,7 +43,7 @@ _DEADLINE_S = 60.0
 _imported: dict[str, None] = {}  # the packages of --allow-import, in order: worker processes import them too
 ENDLESS = 1_000  # steps of an evaluation episode in an environment that says it has no time limit
 UNKNOWN = 100_000  # the same where an environment of the user's own says nothing
-ROUND_S = 150e-6  # what an order to a worker process and its answer cost
+ROUND_S = 300e-6  # what an order to a worker process and its answer cost (bench/scaling.py workers)
 WORTH_S = 10.0  # what workers must save of a run before they are started unasked
 
 Make = Callable[..., Any]

@@ -36,8 +36,9 @@ def main() -> None:
         send(link, {"error": str(error), "exit_code": error.exit_code})
         return
     send(link, {})
-    while _obey(link, vector):
-        pass
+    going = True
+    while going:
+        going = _obey(link, vector)
 
 
 def _die_with(parent: int) -> None:
