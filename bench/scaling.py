@@ -163,7 +163,7 @@ def draw(results: dict[str, Any]) -> None:
         )
         axis.set_xticks([row["x"] for row in rows], [f"{row['x']:,}" for row in rows], fontsize=8)
         axis.grid(color="#eeeeee")
-    axes[0][0].set_ylabel("thousand environment steps per second")
+    axes[0][0].set_ylabel("thousand steps per second")
     saved(figure, FIGURE)
 
 

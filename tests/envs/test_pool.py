@@ -457,6 +457,33 @@ def test_what_another_process_cannot_make_is_refused():
         polyak.train("dqn", "CartPole-v1", steps=100, workers=-1)
 
 
+def test_an_id_that_only_this_process_knows_stays_in_it(tmp_path, monkeypatch):
+    (tmp_path / "strange_worlds.py").write_text(
+        "import gymnasium\nfrom test_pool import Odd\n"
+        "gymnasium.register('Strange-v0', 'test_pool:Odd', max_episode_steps=20)\n"
+        "gymnasium.register('Stranger-v0', 'strange_worlds:Odd', max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        for name in ("Strange-v0", "Stranger-v0"):
+            named = resolve(name, allow_import=["strange_worlds"])
+            one, many = named.vector(2, 0), named.vector(2, 0, workers=2)
+            assert equal(one.reset(), many.reset())
+            compare(one, many, 12)
+            many.close()
+        # Known here by now, to a fresh process only if the package is named; and no other run pays for that import.
+        for name in ("Strange-v0", "Stranger-v0"):
+            unnamed = resolve(name)
+            assert unnamed.workers(8, 1, 10**12) == 0
+            with pytest.raises(
+                PolyakError, match=r"was registered here, by .*; name the package .* with --allow-import"
+            ):
+                unnamed.refuse_workers()
+        assert resolve("CartPole-v1").recipe["packages"] == []
+    finally:
+        del gym.registry["Strange-v0"], gym.registry["Stranger-v0"], sys.modules["strange_worlds"]
+
+
 @pytest.mark.parametrize(
     ("step_s", "n_envs", "seeds", "steps", "each"),
     [

@@ -40,7 +40,8 @@ _ROBOTICS_IDS = re.compile(
 )
 _LATER = ("gymnax", "brax")
 _DEADLINE_S = 60.0
-_imported: dict[str, None] = {}  # the packages of --allow-import, in order: worker processes import them too
+# Whose environments a fresh process finds registered, or registers by itself.
+_AT_HOME = {"gymnasium", "gymnasium_robotics", "ale_py"}
 ENDLESS = 1_000  # steps of an evaluation episode in an environment that says it has no time limit
 UNKNOWN = 100_000  # the same where an environment of the user's own says nothing
 ROUND_S = 300e-6  # what an order to a worker process and its answer cost (bench/scaling.py workers)
@@ -197,7 +198,8 @@ def resolve(
     for package in allow_import:
         _import_named(package)
     kwargs = dict(env_kwargs or {})
-    source = _named(env, kwargs, deadline) if isinstance(env, str) else _given(env, kwargs, deadline)
+    named = isinstance(env, str)
+    source = _named(env, kwargs, deadline, allow_import) if named else _given(env, kwargs, deadline)
     if n_envs is not None:
         _refuse_count(source, n_envs)
     return source
@@ -220,7 +222,6 @@ def _import_named(package: str) -> None:
         raise PolyakError(f"--allow-import takes the name of a package, not {package!r}")
     try:
         importlib.import_module(package)
-        _imported.setdefault(package)
     except ImportError as error:
         raise PolyakError(f"--allow-import {package}: {_line(error)}; is it installed here?") from error
 
@@ -248,10 +249,10 @@ def _gymnasium(name: str) -> Any:
 # ---- names
 
 
-def _named(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
+def _named(name: str, kwargs: dict[str, Any], deadline: float, packages: Sequence[str]) -> Source:
     prefix, colon, rest = name.partition(":")
     if not colon:
-        return _registered(name, kwargs, deadline)
+        return _registered(name, kwargs, deadline, packages)
     known = {"jax": _compiled, "ale": _atari, "envpool": _envpool}
     if prefix in known:
         return known[prefix](rest, kwargs, deadline)
@@ -283,9 +284,13 @@ def _world(id: str, world: Any, kwargs: dict[str, Any]) -> Source:
     return Source(id, spaces, world=world, kwargs=kwargs, goal_reward=reward, recipe="it runs inside the compiled step")
 
 
-def _registered(name: str, kwargs: dict[str, Any], deadline: float) -> Source:
+def _registered(name: str, kwargs: dict[str, Any], deadline: float, packages: Sequence[str]) -> Source:
     make, remake = _registered_makers(name, kwargs)
-    return _singles(name, make, remake, kwargs, deadline, video=_with_mode(make), recipe=_recipe(kwargs, id=name))
+    recipe = _recipe(kwargs, id=name, packages=packages)
+    registrar = str(_gymnasium(name).spec(name).entry_point).partition(":")[0].partition(".")[0]
+    if registrar not in _AT_HOME and not packages:
+        recipe = f"its id was registered here, by {registrar}; name the package that does it with --allow-import"
+    return _singles(name, make, remake, kwargs, deadline, video=_with_mode(make), recipe=recipe)
 
 
 def _registered_makers(name: str, kwargs: dict[str, Any]) -> tuple[Make, Make]:
@@ -552,14 +557,16 @@ def _streams(
 # ---- in another process
 
 
-def _recipe(kwargs: dict[str, Any], *, id: str = "", factory: Make | None = None) -> dict[str, Any] | str:
+def _recipe(
+    kwargs: dict[str, Any], *, id: str = "", packages: Sequence[str] = (), factory: Make | None = None
+) -> dict[str, Any] | str:
     """How a worker process makes an environment of this id or factory, as JSON; or why it can't."""
     try:
         json.dumps(kwargs, allow_nan=False)
     except (TypeError, ValueError):
         return "its env_kwargs are more than JSON can hold"
     if factory is None:
-        return {"id": id, "kwargs": kwargs, "packages": list(_imported)}
+        return {"id": id, "kwargs": kwargs, "packages": list(packages)}
     module, name = str(getattr(factory, "__module__", "")), str(getattr(factory, "__qualname__", ""))
     named = name.isidentifier() and getattr(sys.modules.get(module), name, None) is factory
     if not named or module == "__main__":
