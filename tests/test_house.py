@@ -16,7 +16,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # The arrows: a room imports rooms of lower rank. Those that hold one idea each (0, 2, 4) may share within their rank.
 RANKS = {
-    "errors": 0, "names": 0, "spaces": 0, "values": 0, "catalogue": 0, "compat": 0, "statistics": 0,
+    "errors": 0, "names": 0, "memory": 0, "spaces": 0, "values": 0, "catalogue": 0, "compat": 0, "statistics": 0,
     "core": 1, "keys": 1,
     "returns": 2, "replay": 2, "hindsight": 2, "minibatches": 2, "nets": 2, "renorm": 2, "recurrent": 2, "heads": 2,
     "dists": 2, "optim": 2, "explore": 2, "normalise": 2, "mdp": 2,

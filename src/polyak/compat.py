@@ -117,11 +117,15 @@ def _keep_memory() -> None:
     XLA allocates a program's temporary buffer at every call. For DQN on pixels (39 MB) that was 2,400 page faults per
     environment step and 40 % of the time; with these settings there are none. Elsewhere than on glibc nothing is done.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for option, value in _MALLOC.items():
-        mallopt(option, value)
+    if platform.libc_ver()[0] == "glibc":
+        for option, value in _MALLOC.items():
+            ctypes.CDLL(None).mallopt(option, value)
+
+
+def give_memory_back() -> None:
+    """Give freed memory back after all: where another large array would not fit into its holes."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _settings() -> dict[str, str | float | int]:

@@ -8,9 +8,9 @@ schedule and the learner, and agree bit for bit on a CPU. Neither writes files: 
 import functools
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.extend
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from polyak.compat import give_memory_back
 from polyak.core import Agent, Counter, Metrics, Rollout, Spec, Transition, seed_axes, where
 from polyak.envs.vector import Outcome, Vector
 from polyak.errors import RunError
@@ -232,13 +233,18 @@ class Compiled:
     def snapshot(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """(arrays by name, JSON): everything that is needed to go on."""
         arrays: dict[str, np.ndarray] = {}
+        held = [jax.tree.map(_words_of, state) for state in self.states]  # views: seeds are cut out without a copy
         for k, seed in enumerate(self.seeds):
-            arrays |= named(self.seed_state(k), f"seed_{seed}")
+            state = _unstack(held[k // self.size], self.axes, k % self.size) if self.vmapped else held[k]
+            arrays |= named(state, f"seed_{seed}")
         return arrays, {}
 
-    def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-        states = [filled(self.seed_state(k), arrays, f"seed_{seed}") for k, seed in enumerate(self.seeds)]
-        self.states = self._grouped(states)
+    def restore(self, arrays: Mapping[str, Any], meta: dict[str, Any]) -> None:
+        shapes = [_shapes(self.seed_state(k)) for k in range(len(self.seeds))]
+        self.states = []  # not both at once: a replay may fill the memory
+        give_memory_back()
+        self.states = [filled(s, arrays, f"seed_{seed}") for s, seed in zip(shapes, self.seeds, strict=True)]
+        self.states = self._grouped(self.states)
 
     def close(self) -> None:
         """Nothing outside of this process is held."""
@@ -427,8 +433,8 @@ class Host:
         k_init, k_run = agent_key(seed)
         state, memory = self._start(self.agent, k_init)
         keys = Keys(k_run, *self._keys(k_run, _words(0)))
-        # A copy of every leaf: two leaves of a fresh state may share one buffer, which can be donated only once.
-        return Seed(self.spec, world, seed, [jnp.array(x, copy=True) for x in jax.tree.leaves(state)], memory, keys)
+        leaves = _apart(jax.tree.leaves(state), (self.agent, k_init, keys))
+        return Seed(self.spec, world, seed, leaves, memory, keys)
 
     def advance(self, n: int, stop: threading.Event | None = None) -> list[Report]:
         """n iterations of every seed, or fewer where `stop` is set meanwhile; an iteration begun is left unfinished."""
@@ -506,9 +512,11 @@ class Host:
             meta[name] = {"iteration": seed.iteration, "episodes": seed.ended, "world": plain}
         return arrays, meta
 
-    def restore(self, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    def restore(self, arrays: Mapping[str, Any], meta: dict[str, Any]) -> None:
         for seed in self.all:
             name = f"seed_{seed.seed}"
+            seed.leaves = jax.tree.leaves(_shapes(seed.leaves))  # not both at once: a replay may fill the memory
+            give_memory_back()
             state = jax.tree.unflatten(self._tree, seed.leaves)
             state, seed.memory = filled((state, seed.memory), arrays, f"{name}/agent")
             seed.leaves = jax.tree.leaves(state)
@@ -602,21 +610,33 @@ def _tallied(rows: list[Metrics]) -> dict[str, tuple[float, int]]:
 # --------------------------------------------------------------------------------------------- states by name
 
 
+class Stored(Protocol):
+    """A large array on the disk, which need not be in memory as a whole to become a state's."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows) from the first row to the last."""
+        ...
+
+
 def named(tree: Any, prefix: str) -> dict[str, np.ndarray]:
     """The leaves of a state by path, "prefix/agent/params/actor/head/W"; keys as their words."""
-    out: dict[str, np.ndarray] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        out[f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"] = np.asarray(data)
-    return out
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}": _words_of(x) for path, x in leaves}
 
 
-def filled(tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
-    """The state with every leaf taken from `arrays`; a leaf that is missing or of another shape is refused by name."""
+def filled(tree: T, arrays: Mapping[str, np.ndarray | Stored], prefix: str) -> T:
+    """The state with every leaf taken from `arrays`; a leaf that is missing or of another shape is refused by name.
+
+    Args:
+        tree: a state, or the shapes of one.
+    """
 
     def leaf(path: Any, old: Any) -> Any:
         name = f"{prefix}/{jax.tree_util.keystr(path, simple=True, separator='/')}"
-        like = jax.random.key_data(old) if _is_key(old) else old
+        like = jax.eval_shape(jax.random.key_data, old) if _is_key(old) else old
         new = arrays.get(name)
         if new is None or new.shape != like.shape or new.dtype != like.dtype:
             found = "nothing" if new is None else f"{new.dtype}{list(new.shape)}"
@@ -625,11 +645,46 @@ def filled(tree: T, arrays: dict[str, np.ndarray], prefix: str) -> T:
                 "of another agent"
             )
         # A copy: jit may alias aligned memory of numpy, and this state will be donated.
-        value = jnp.array(new, copy=True)
+        value = jnp.array(new, copy=True) if isinstance(new, np.ndarray) else _poured(new)
         return jax.random.wrap_key_data(value) if _is_key(old) else value
 
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
+def _poured(stored: Stored) -> Array:
+    """A stored array on the device, block by block, in the place where it will stay."""
+    whole = jnp.zeros(stored.shape, stored.dtype)
+    for start, rows in stored.blocks():
+        whole = _pour(whole, rows, np.int32(start)).block_until_ready()  # before the next block is read
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _pour(whole: Array, rows: np.ndarray, start: np.int32) -> Array:
+    return lax.dynamic_update_slice_in_dim(whole, jnp.asarray(rows), start, axis=0)
+
+
+def _apart(leaves: list[Array], others: Any) -> list[Array]:
+    """The leaves, with a copy of each that shares its buffer with another or with `others`: what is donated is gone."""
+    taken = {_address(x) for x in jax.tree.leaves(others) if isinstance(x, Array)}
+    for i, x in enumerate(leaves):
+        leaves[i] = jnp.array(x, copy=True) if _address(x) in taken else x
+        taken.add(_address(leaves[i]))
+    return leaves
+
+
+def _address(x: Array) -> int:
+    return (jax.random.key_data(x) if _is_key(x) else x).unsafe_buffer_pointer()
+
+
+def _shapes(tree: T) -> T:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _words_of(x: Any) -> np.ndarray:
+    """A leaf in the host's memory (on a CPU, the very memory), of a key its words."""
+    return np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+
+
 def _is_key(x: Any) -> bool:
-    return isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return isinstance(x, Array | jax.ShapeDtypeStruct) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)

@@ -9,9 +9,8 @@ import pytest
 import scipy.sparse
 from cases import chain, random_walk
 
-from polyak import mdp
+from polyak import mdp, memory
 from polyak.errors import PolyakError
-from polyak.mdp import memory
 
 P = np.array([[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.6, 0.4]]])
 R = np.array([[1.0, 0.0], [0.0, 2.0]])

@@ -11,10 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from polyak.cranks import filled
 from polyak.errors import RunError
 from polyak.runs import checkpoint, disk
 
@@ -332,7 +334,7 @@ def test_a_flipped_schema_is_damage_and_not_a_newer_format(tmp_path):
 
 def test_too_little_memory_is_refused_and_nothing_renamed(tmp_path, monkeypatch):
     save(tmp_path)
-    monkeypatch.setattr(checkpoint, "_free_memory", lambda: 4)
+    monkeypatch.setattr(checkpoint, "available", lambda: 4)
     with pytest.raises(RunError, match="of memory"):
         load(tmp_path)
     assert numbers(tmp_path) == [0]
@@ -475,3 +477,19 @@ def test_checkpoints_may_not_be_a_link(tmp_path):
     with pytest.raises(RunError, match="symbolic link"):
         save(tmp_path)
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_large_array_is_read_in_blocks_when_it_is_wanted(tmp_path):
+    replay = np.arange(3 * checkpoint.SEGMENT // 4 + 96, dtype=np.float32).reshape(-1, 8)
+    save(tmp_path, arrays={"replay": replay, "w": np.ones(3)})
+    loaded = checkpoint.load(tmp_path, notify=print, whole=False).arrays
+    assert isinstance(loaded["w"], np.ndarray) and isinstance(loaded["replay"], checkpoint.Segmented)
+    blocks = list(loaded["replay"].blocks())
+    assert max(block.nbytes for _, block in blocks) <= checkpoint.SEGMENT and len(blocks) == 4
+    assert all(np.array_equal(block, replay[at : at + len(block)]) for at, block in blocks)
+    assert np.array_equal(np.asarray(loaded["replay"]), replay)
+    state = filled({"replay": jax.ShapeDtypeStruct(replay.shape, replay.dtype)}, {"x/replay": loaded["replay"]}, "x")
+    assert np.array_equal(state["replay"], replay)
+    (tmp_path / "checkpoints" / "ck.0" / loaded["replay"].spans[2][0]).unlink()
+    with pytest.raises(RunError, match=r"'replay' of ck.0 in .* can't be read"):
+        list(loaded["replay"].blocks())

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak.errors import PolyakError
-from polyak.mdp.memory import require_memory
 from polyak.mdp.model import Model, from_arrays, from_sparse
+from polyak.memory import require_memory
 from polyak.spaces import Discrete, describe
 
 _BATCH = 256  # states that one call of the compiled step expands

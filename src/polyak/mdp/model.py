@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyak.errors import PolyakError
-from polyak.mdp.memory import require_memory
+from polyak.memory import require_memory
 
 Floats: TypeAlias = NDArray[np.float64]
 Flags: TypeAlias = NDArray[np.bool_]

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from polyak.errors import PolyakError
 from polyak.mdp.certificate import Certificate, Limits, certified, limits_of, rounding
 from polyak.mdp.graph import Graph, descent, graph_of
-from polyak.mdp.memory import require_memory
 from polyak.mdp.model import Flags, Floats, Indices, Model
 from polyak.mdp.problem import Problem, backup, check_gamma, followed, problem_of
 from polyak.mdp.proper import Merged, require_proper
 from polyak.mdp.solution import Progress, Record, Solution
 from polyak.mdp.sweeps import Sweeper, estimate, guaranteed, levels, stalled, sweeper
+from polyak.memory import require_memory
 
 Sweep = Literal["synchronous", "gauss-seidel", "prioritised"]
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polyak.errors import PolyakError
-from polyak.mdp.memory import require_memory
 from polyak.mdp.model import Flags, Floats, Indices, Model
+from polyak.memory import require_memory
 
 _LARGEST = 1e150
 

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from polyak.errors import RunError
+from polyak.memory import available
 from polyak.runs import disk
 
 SCHEMA = 1
@@ -60,7 +61,7 @@ class Generation:
 
     Attributes:
         number: N of ck.N; grows by one with each save, also after a resume.
-        arrays: by tree path ("agent/params/w"), any shape; dtypes as saved.
+        arrays: by tree path ("agent/params/w"), any shape; dtypes as saved. Large ones may be `Segmented`.
         meta: what was given as `meta` (JSON).
         path: the folder ck.N.
         step: environment steps per seed.
@@ -71,7 +72,7 @@ class Generation:
     """
 
     number: int
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
     meta: dict[str, Any]
     path: Path
     step: int
@@ -406,7 +407,9 @@ def _delete(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def load(run: Path, *, number: int | None = None, notify: Callable[[str], None], repair: bool = True) -> Generation:
+def load(
+    run: Path, *, number: int | None = None, notify: Callable[[str], None], repair: bool = True, whole: bool = True
+) -> Generation:
     """The newest intact generation, or generation `number`.
 
     A damaged generation is renamed to ck.N.bad.<pid>, said so through `notify`, and the one before it is tried.
@@ -416,6 +419,7 @@ def load(run: Path, *, number: int | None = None, notify: Callable[[str], None],
         number: load this one and no other.
         notify: takes a sentence for people.
         repair: False for readers that do not hold the run's lock: nothing is renamed.
+        whole: False: large arrays are `Segmented`, and read when they are wanted. Only for who holds the lock.
 
     Raises:
         RunError: there is no intact generation; it was written by a newer polyak; or it does not fit into memory.
@@ -428,7 +432,7 @@ def load(run: Path, *, number: int | None = None, notify: Callable[[str], None],
     lost: float | None = None
     for candidate in [number] if number is not None else reversed(numbers):
         try:
-            generation = _read(root, candidate)
+            generation = _read(root, candidate, whole)
         except (_Damaged, OSError) as fault:
             if not os.path.lexists(root / f"ck.{candidate}"):
                 continue  # a process that trains this run has just retired it
@@ -478,27 +482,71 @@ def best(run: Path) -> int | None:
     return number if number in _numbers(root) else None
 
 
-def _read(root: Path, number: int) -> Generation:
+def _read(root: Path, number: int, whole: bool) -> Generation:
     manifest, meta = _check(root, number)
     total = sum(_byte_count(entry) for entry in manifest["arrays"].values())
-    if total > (room := _free_memory()):
+    if total > (room := available()):
         text = f"needs {disk.size_text(total)} of memory, and {disk.size_text(room)} are free"
         raise RunError(f"Checkpoint ck.{number} in {root} {text}.")
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     with _folder(root, number) as folder:
         offsets = _offsets(folder, manifest)
-        for name, entry in manifest["arrays"].items():
-            try:
-                arrays[name] = np.empty(entry["shape"], entry["dtype"])
-            except (ValueError, MemoryError) as error:
-                raise _Damaged(f"array {name!r} cannot be allocated: {error}") from error
-            view, at = memoryview(_bytes_of(arrays[name])), 0
-            for file in entry["files"] if view.nbytes else []:
-                begin, end = offsets[file][name]
-                with disk.opened(file, os.O_RDONLY | os.O_NONBLOCK, folder) as fd:
-                    disk.read_into(fd, view[at : at + end - begin], begin)
-                at += end - begin
+    for name, entry in manifest["arrays"].items():
+        spans = [(file, *offsets[file][name]) for file in entry["files"]]
+        stored = Segmented(root, number, name, tuple(entry["shape"]), np.dtype(entry["dtype"]), spans)
+        arrays[name] = np.asarray(stored) if whole or not entry["rows"] else stored
     return _generation(root, manifest, arrays, meta)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """An array of a checkpoint that is read when it is wanted: whole by np.asarray, or in blocks.
+
+    Only for who holds the run's lock, so that no other process retires the generation meanwhile.
+    """
+
+    root: Path
+    number: int
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    spans: list[tuple[str, int, int]]  # file, first byte, last byte + 1
+
+    def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, rows), a segment at a time.
+
+        Raises:
+            RunError: the disk refuses to give a file that it gave before.
+        """
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        at = 0
+        for file, begin, end in self.spans:
+            block = np.empty(((end - begin) // row, *self.shape[1:]), self.dtype)
+            try:
+                self._read_into(memoryview(_bytes_of(block)), file, begin)
+            except OSError as error:
+                text = f"{self.name!r} of ck.{self.number} in {self.root} can't be read: {disk.reason(error)}"
+                raise RunError(text) from error
+            yield at, block
+            at += len(block)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        try:
+            whole = np.empty(self.shape, self.dtype)
+        except (ValueError, MemoryError) as error:
+            raise _Damaged(f"array {self.name!r} cannot be allocated: {error}") from error
+        view, at = memoryview(_bytes_of(whole)), 0
+        for file, begin, end in self.spans if view.nbytes else []:
+            self._read_into(view[at : at + end - begin], file, begin)
+            at += end - begin
+        return whole if dtype is None else whole.astype(dtype)
+
+    def _read_into(self, view: memoryview, file: str, begin: int) -> None:
+        with (
+            _folder(self.root, self.number) as folder,
+            disk.opened(file, os.O_RDONLY | os.O_NONBLOCK, folder) as fd,
+        ):
+            disk.read_into(fd, view, begin)
 
 
 def _generation(root: Path, manifest: Manifest, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> Generation:
@@ -751,11 +799,3 @@ def _is_name(name: str) -> bool:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= ELEMENTS
-
-
-def _free_memory() -> int:
-    """Bytes of memory that can be had without swapping; a terabyte where the system does not say."""
-    with suppress(OSError, ValueError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
-    return 1 << 40

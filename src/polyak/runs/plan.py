@@ -22,6 +22,7 @@ from polyak.normalise import Normalised
 from polyak.optim import resolve_schedules
 from polyak.presets import Preset
 from polyak.runs.config import agent_from, agent_json, agent_of
+from polyak.runs.need import Need, need, require_room
 from polyak.runs.sinks import STYLES
 from polyak.spaces import Box
 
@@ -129,6 +130,11 @@ class Plan:
         each = f" for each of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         asked = "" if self.workers is not None else "; they are slow, and --workers 0 keeps them in this process"
         return f"the environments step in {_counted(self.processes, 'worker process')}{each}{asked}"
+
+    @cached_property
+    def need(self) -> Need:
+        """The memory that it will hold: the agent's state, of which only shapes are made, and a rollout."""
+        return need(self.agent, self.spec, len(self.seeds), staged=self.crank == "host")
 
     def build(self) -> Compiled | Host:
         """The crank, with all seeds before their first step."""
@@ -338,4 +344,4 @@ def _check(plan: Plan) -> None:
             f"{plan.source.id}: actions have the shape {plan.spec.action.shape}; wrap the environment so that they are "
             "one vector"
         )
-    jax.eval_shape(lambda key: plan.agent.init(key, plan.spec), jax.eval_shape(lambda: jax.random.key(0)))
+    require_room(plan.need, len(plan.seeds))

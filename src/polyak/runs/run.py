@@ -65,11 +65,10 @@ def _nested(space: Space, parts: Iterator[Any]) -> Any:
 
 
 def agent_template(plan: Plan) -> Any:
-    """A freshly built agent state, to be filled from a checkpoint."""
+    """The shapes of an agent's (state, memory), to be filled from a checkpoint."""
     k_init, _ = agent_key(plan.seeds[0])
-    return jax.jit(lambda agent, key: (agent.init(key, plan.spec), agent.memory(plan.spec)))(
-        arrays_of(plan.agent), k_init
-    )
+    start = lambda agent, key: (agent.init(key, plan.spec), agent.memory(plan.spec))  # noqa: E731
+    return jax.eval_shape(start, arrays_of(plan.agent), k_init)
 
 
 class Run:
@@ -193,7 +192,7 @@ class Run:
             RunError: the folder holds a run already, or the disk refuses.
         """
         target = folder.create(Path(path), self.path.parent, self.plan.algorithm, self.plan.source.id)
-        generation = checkpoint.load(self.path, notify=print, repair=False)
+        generation = checkpoint.load(self.path, notify=print, repair=False, whole=False)
         shutil.copytree(generation.path, target / "checkpoints" / generation.path.name)
         for seed in self.path.glob("seed_*"):
             shutil.copytree(seed, target / seed.name)

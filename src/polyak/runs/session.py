@@ -25,6 +25,7 @@ from polyak.errors import EnvError, PolyakError, RunError, nearest
 from polyak.evaluation import Episodes
 from polyak.runs import checkpoint, disk, folder, sinks, yardstick
 from polyak.runs.callbacks import Callbacks
+from polyak.runs.need import said
 from polyak.runs.plan import Plan, plan, planned
 from polyak.runs.progress import Progress
 from polyak.runs.run import Run
@@ -90,6 +91,8 @@ class Session:
     def begin(self) -> None:
         """A new run: build everything, and make generation 0 durable before the first step."""
         self.say(self.plan.first_line())
+        if memory := said(self.plan.need):
+            self.say(memory)
         if self.plan.preset is not None:
             self.say(f"preset {self.plan.preset!r}, from {self.plan.preset_source}; --no-preset uses none")
         self._build()
@@ -131,7 +134,7 @@ class Session:
                 if isinstance(error, EnvError) or not older:
                     raise
                 self.warn(f"ck.{generation.number} can't be used ({error}); trying ck.{older[-1]}")
-            generation = checkpoint.load(self.path, number=older.pop(), notify=self.warn)
+            generation = checkpoint.load(self.path, number=older.pop(), notify=self.warn, whole=False)
 
     def _build(self) -> None:
         self.progress.update(0, 0.0, note="compiling")
@@ -559,7 +562,7 @@ def resume(
 def _newest(path: Path, session: Session) -> checkpoint.Generation | None:
     """The generation to go on from; None where the run was ended before it had written one."""
     if checkpoint.generations(path):
-        return checkpoint.load(path, notify=session.warn)
+        return checkpoint.load(path, notify=session.warn, whole=False)
     if any((path / "checkpoints").glob("ck.*.bad*")):
         raise RunError(f"{path} has no intact checkpoint left to go on from; those in it were damaged and set aside")
     return None

@@ -31,7 +31,7 @@ def _free() -> int:
 def _number(path: Path) -> int | None:
     """A file's one number; None where there is no such file, or no limit ("max")."""
     try:
-        return int(path.read_text(encoding="ascii"))
+        return int(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -39,7 +39,7 @@ def _number(path: Path) -> int | None:
 def _row(path: Path, label: str) -> int | None:
     """The number behind a label in a file of such rows."""
     try:
-        rows = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+        rows = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
         return next((int(row[1]) for row in rows if row[0] == label), None)
     except (OSError, ValueError, IndexError):
         return None
