@@ -152,13 +152,15 @@ _DQN_BOX2D = Preset(
         "network": _network(256, 256),
     },
 )  # fmt: skip
-# A step that falls to 0, a target that follows always, and double Q-learning: the last policies are far more alike.
+# A lander that hovers until the clock ends its episode loses little within 100 steps, which is as far as γ = 0.99 sees:
+# most runs end so. γ = 0.997 sees the fuel, and returns of three steps tell of a landing sooner.
 _DQN_LANDER = Preset(
-    "rl-zoo3's, with own tuning on seeds 100 to 102; never on those of the benchmarks",
+    "own tuning on seeds 100 to 104, from rl-zoo3's; never on those of the benchmarks",
     100_000,
     {
-        **_DQN_BOX2D.fields, "lr": linear(6.3e-4), "double": True, "tau": 0.005, "target_update_interval": 1,
-        "buffer_size": 100_000,
+        **_DQN_BOX2D.fields, "gamma": 0.997, "n_step": 3, "double": True, "lr": linear(6.3e-4), "tau": 0.01,
+        "target_update_interval": 1, "buffer_size": 100_000, "learning_starts": 1000, "eps_end": 0.05,
+        "network": _network(128, 128),
     },
 )  # fmt: skip
 # AdamW there. Draws by priorities have no importance weights. Four updates after every step of 8 environments.
