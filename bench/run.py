@@ -165,6 +165,12 @@ def kept_stage(row: dict[str, Any], stage: int, variant: str = "") -> dict[str, 
     return of_all | stages[stage - 1]
 
 
+def begun(row: dict[str, Any], variant: str = "") -> bool:
+    """Whether stage 2 of the row was asked for before: it was begun here, or is kept."""
+    here = (RUNS / row["id"] / variant / "stage2" / "config.json").exists()
+    return here or kept_stage(row, 2, variant) is not None
+
+
 def scores(row: dict[str, Any], stage: int, preset: str, variant: str = "") -> dict[str, Any]:
     """Train a stage and measure its five seeds; without its run folder, a result that is kept stands."""
     folder = RUNS / row["id"] / variant / f"stage{stage}"
@@ -299,12 +305,12 @@ def measure(row: dict[str, Any], stage2: bool) -> dict[str, Any]:
     if "variants" in row:
         return measure_variants(row, stage2)
     ground = base(row)
-    has_second = (RUNS / row["id"] / "stage2" / "config.json").exists() or kept_stage(row, 2) is not None
+    second = begun(row)
     stages = [scores(row, 1, row["preset"])]
     result = decided(row, stages, ground)
-    if not has_second:  # else what is kept of stage 2 would go
+    if not second:  # else what is kept of stage 2 would go
         save(row, result)
-    if result.get("passed") is False and (stage2 or has_second):
+    if result.get("passed") is False and (stage2 or second):
         result = decided(row, [*stages, scores(row, 2, row["preset"])], ground)
     save(row, result)
     return result
@@ -313,7 +319,7 @@ def measure(row: dict[str, Any], stage2: bool) -> dict[str, Any]:
 def measure_variants(row: dict[str, Any], stage2: bool) -> dict[str, Any]:
     """A part that trains several presets on one environment, to be compared with each other over all parts."""
     ground = base(row)
-    stages = [1, 2] if stage2 else [1]
+    stages = [1, 2] if stage2 or any(begun(row, name) for name in row["variants"]) else [1]
     found = {name: [scores(row, k, preset, name) for k in stages] for name, preset in row["variants"].items()}
     middle = {name: iqm([s for stage in runs for s in stage["scores"]]) for name, runs in found.items()}
     text = ", ".join(f"{name} {value:.6g}" for name, value in middle.items())

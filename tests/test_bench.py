@@ -436,3 +436,22 @@ def test_the_pages_say_what_was_measured() -> None:
     assert "| time of one seed × | 1.0 | 2.0 |" in scaling.page(found)
     found["start"] = {"commands": {"ppo CartPole-v1": {"cold_s": 9.0, "warm_s": 3.0}}}
     assert "| `polyak train ppo CartPole-v1` | 9.0 | 3.0 |" in scaling.page(found)
+
+
+def test_a_second_stage_of_variants_is_kept_where_it_was_asked_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import run
+
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(run, "show", lambda: None)
+    monkeypatch.setattr(run, "base", lambda row: {"mean": 0.0})
+    row = {"id": "A", "variants": {"kl": "paper-kl", "clip": "paper-clip"}, "steps": 10}
+    both = [{"seeds": [0], "scores": [1.0], "versions": {}}, {"seeds": [5], "scores": [3.0], "versions": {}}]
+    kept = {"row": row, "variants": {"kl": both, "clip": both}}
+    (tmp_path / "A.json").write_text(json.dumps(kept))
+    again = run.measure(row, stage2=False)
+    assert again["variants"] == kept["variants"] and again["stage"] == 2
+    (tmp_path / "A.json").write_text(json.dumps(kept | {"variants": {"kl": both[:1], "clip": both[:1]}}))
+    assert run.measure(row, stage2=False)["stage"] == 1
