@@ -256,6 +256,23 @@ def test_a_checkpoint_of_another_agent_is_refused_by_name():
         compiled("dqn", "CartPole-v1", 2).restore(arrays, meta)
 
 
+@pytest.mark.parametrize("make", [compiled, host])
+def test_a_refused_restore_leaves_room_for_an_older_checkpoint(make):
+    """The old state is dropped before the new one comes, and the next attempt needs only its shapes."""
+    first = make("dqn", "CartPole-v1", 2)
+    first.advance(3)
+    arrays, meta = first.snapshot()
+    arrays = {name: value.copy() for name, value in arrays.items()}
+    second = make("dqn", "CartPole-v1", 2)
+    torn = dict(arrays)
+    del torn[max(torn)]
+    with pytest.raises((RunError, KeyError)):
+        second.restore(torn, meta)
+    second.restore(arrays, meta)
+    first.advance(3), second.advance(3)
+    assert_same_bits(leaves(second), leaves(first))
+
+
 def test_an_iteration_given_up_in_the_middle_is_repeated_exactly():
     """A stop in the middle of a long rollout saves the state before it, and the repeat equals the uninterrupted run."""
     whole, stopped = host("ppo", "CartPole-v1", 2), host("ppo", "CartPole-v1", 2)

@@ -179,7 +179,7 @@ class Compiled:
         keys = [agent_key(seed) for seed in self.seeds]
         start = jax.jit(functools.partial(_call_init, spec=spec))
         states = [start(self.agent, self.vector, *k) for k in keys]
-        self.axes = seed_axes(states[0])
+        self.axes, self.shapes = seed_axes(states[0]), _shapes(states[0])
         n = len(self.seeds)
         self.size = 1 if not self.vmapped else n if n < MANY else -(-n // 2)  # seeds in a group
         self.states = self._grouped(states)
@@ -240,11 +240,9 @@ class Compiled:
         return arrays, {}
 
     def restore(self, arrays: Mapping[str, Any], meta: dict[str, Any]) -> None:
-        shapes = [_shapes(self.seed_state(k)) for k in range(len(self.seeds))]
         self.states = []  # not both at once: a replay may fill the memory
         give_memory_back()
-        self.states = [filled(s, arrays, f"seed_{seed}") for s, seed in zip(shapes, self.seeds, strict=True)]
-        self.states = self._grouped(self.states)
+        self.states = self._grouped([filled(self.shapes, arrays, f"seed_{seed}") for seed in self.seeds])
 
     def close(self) -> None:
         """Nothing outside of this process is held."""
