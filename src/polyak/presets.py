@@ -152,8 +152,8 @@ _DQN_BOX2D = Preset(
         "network": _network(256, 256),
     },
 )  # fmt: skip
-# A lander that hovers until the clock ends its episode loses little within 100 steps, which is as far as γ = 0.99 sees:
-# most runs end so. γ = 0.997 sees the fuel, and returns of three steps tell of a landing sooner.
+# A lander that hovers until the clock ends its episode loses little within 100 steps, which is as far as γ = 0.99 sees.
+# γ = 0.997 sees the fuel, and returns of three steps tell of a landing sooner.
 _DQN_LANDER = Preset(
     "own tuning on seeds 100 to 104, from rl-zoo3's; never on those of the benchmarks",
     100_000,

@@ -67,8 +67,9 @@ def _nested(space: Space, parts: Iterator[Any]) -> Any:
 def agent_template(plan: Plan) -> Any:
     """The shapes of an agent's (state, memory), to be filled from a checkpoint."""
     k_init, _ = agent_key(plan.seeds[0])
-    start = lambda agent, key: (agent.init(key, plan.spec), agent.memory(plan.spec))  # noqa: E731
-    return jax.eval_shape(start, arrays_of(plan.agent), k_init)
+    return jax.eval_shape(
+        lambda agent, key: (agent.init(key, plan.spec), agent.memory(plan.spec)), arrays_of(plan.agent), k_init
+    )
 
 
 class Run:
